@@ -1,0 +1,10 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stage 3: the asymmetric student-teacher detector."""
+
+from .lightning_model import DdpmSt
+from .loss import DdpmStLoss
+from .torch_model import DdpmStModel
+
+__all__ = ["DdpmSt", "DdpmStLoss", "DdpmStModel"]

@@ -1,0 +1,440 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""DdpmSt: diffusion-made defects and an asymmetric student-teacher detector (arXiv:2604.19240)."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule, Batch
+from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
+from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+
+from anomalib_ddpm_st.cache import default_cache_dir
+from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.synthesis.bank import check_bank_settings
+from anomalib_ddpm_st.synthesis.generator import DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
+
+from .loss import DdpmStLoss
+from .torch_model import DdpmStModel
+
+Synthesis = Literal["diffusion", "self_texture"]
+GRADIENT_CLIP_NORM = 1.0
+
+
+class DdpmSt(AnomalibModule):
+    """Detector trained on defects that a perturbed DDPM of normal images makes.
+
+    Three stages run in one ``Engine.fit``: a DDPM learns the normal images, its perturbed sampling fills a bank of
+    defect textures (both kept in a cache and used again), and an asymmetric student-teacher network with a
+    segmentation head learns to find the defects. Only the last stage is part of checkpoints and exported models.
+
+    Args:
+        backbone (str): Name of the timm CNN that teacher and student's encoder are. Defaults to ``"resnet18"``.
+        layers (list[str] | None): Layers whose features are compared, from fine to coarse. ``None`` takes ``layer1``
+            to ``layer3``. Defaults to ``None``.
+        teacher_weights (str | None): Local file (.pth or .safetensors) with the weights of the backbone. ``None``
+            asks timm's hub when training starts. Defaults to ``None``.
+        pre_trained (bool): Use pre-trained weights; ``False`` leaves teacher and student random, for tests.
+            Defaults to ``True``.
+        synthesis (Synthesis): Where defect textures come from: ``"diffusion"``, or ``"self_texture"``, tiles of the
+            image itself in another order, which needs no DDPM. Defaults to ``"diffusion"``.
+        diffusion_path (str | None): Folder of a trained DDPM (``anomalib-ddpm-st diffusion``). ``None`` trains one.
+            Defaults to ``None``.
+        cache_dir (str | None): Folder for trained DDPMs and texture banks. ``None`` takes the user's cache folder.
+            Defaults to ``None``.
+        diffusion_steps (int): Training steps of the DDPM, of eight images each. Defaults to ``1000``.
+        bank_size (int): Number of textures in the bank. Defaults to ``256``.
+        perturbation (Literal["constant", "scaled"]): Kind of perturbation of the reverse steps.
+            Defaults to ``"constant"``.
+        strength (list[float] | None): Range of the strength of the perturbation. ``None`` takes ``[0.3, 2.0]``.
+            Defaults to ``None``.
+        start (list[int] | None): Range of the timestep that normal images are noised to before they are sampled
+            again. ``None`` takes ``[200, 600]``. Defaults to ``None``.
+        sampling_steps (int): Number of reverse steps of a sample. Defaults to ``10``.
+        anomaly_probability (float): Share of training images that get a defect. Defaults to ``0.75``.
+        blend_factor (list[float] | None): Range of the opacity of textures. ``None`` takes ``[0.5, 1.0]``.
+            Defaults to ``None``.
+        foreground (Literal["auto", "off"]): Keep defects on an object that lies on a plain background, or put them
+            anywhere. Defaults to ``"auto"``.
+        training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
+            Trainer ends it sooner. Defaults to ``1500``.
+        learning_rate (float): Peak learning rate of bottleneck, decoder and head. Defaults to ``1e-3``.
+        encoder_learning_rate (float): Peak learning rate of the student's encoder. Defaults to ``2e-4``.
+        segmentation_weight (float): Weight of the segmentation loss against the cosine loss. Defaults to ``1.0``.
+        distance_weight (float): Share of the cosine distance in the anomaly map. Defaults to ``0.5``.
+        top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
+        pre_processor (PreProcessor | bool, optional): Pre-processor or flag to use the default, a resize to 256 x 256
+            pixels. It must not normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
+        post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default.
+            Defaults to ``True``.
+        evaluator (Evaluator | bool, optional): Evaluator or flag to use the default. Defaults to ``True``.
+        visualizer (Visualizer | bool, optional): Visualizer or flag to use the default. Defaults to ``True``.
+
+    Raises:
+        FileNotFoundError: If ``teacher_weights`` names no file.
+        ValueError: If the backbone is unknown, weights do not fit, a setting is out of its range or the pre-processor
+            normalises.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_ddpm_st import DdpmSt
+        >>> Engine().train(DdpmSt(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        layers: list[str] | None = None,
+        teacher_weights: str | None = None,
+        pre_trained: bool = True,
+        synthesis: Synthesis = "diffusion",
+        diffusion_path: str | None = None,
+        cache_dir: str | None = None,
+        diffusion_steps: int = 1000,
+        bank_size: int = 256,
+        perturbation: Literal["constant", "scaled"] = "constant",
+        strength: list[float] | None = None,
+        start: list[int] | None = None,
+        sampling_steps: int = 10,
+        anomaly_probability: float = 0.75,
+        blend_factor: list[float] | None = None,
+        foreground: Literal["auto", "off"] = "auto",
+        training_steps: int = 1500,
+        learning_rate: float = 1e-3,
+        encoder_learning_rate: float = 2e-4,
+        segmentation_weight: float = 1.0,
+        distance_weight: float = 0.5,
+        top_k: int = 100,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self._refuse_normalize()
+        if synthesis not in get_args(Synthesis):
+            msg = f"Unknown synthesis '{synthesis}': choose one of {', '.join(get_args(Synthesis))}."
+            raise ValueError(msg)
+        self.pre_trained = pre_trained
+        self.synthesis = synthesis
+        self.diffusion_path = diffusion_path
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.diffusion_settings = {"training_steps": diffusion_steps}
+        self.bank_settings = {
+            "size": bank_size,
+            "perturbation": perturbation,
+            "strength": list(strength or (0.3, 2.0)),
+            "start": list(start or (200, 600)),
+            "num_inference_steps": sampling_steps,
+        }
+        self.generator_settings: dict[str, Any] = {
+            "probability": anomaly_probability,
+            "blend_factor": list(blend_factor or (0.5, 1.0)),
+            "foreground": foreground,
+        }
+        # Settings are checked now, not after stage 1.
+        check_bank_settings(perturbation, self.bank_settings["strength"], self.bank_settings["start"])
+        DiffusionAnomalyGenerator(None, **self.generator_settings)
+        self.training_steps = training_steps
+        self.learning_rate = learning_rate
+        self.encoder_learning_rate = encoder_learning_rate
+
+        self.model: DdpmStModel = DdpmStModel(
+            backbone=backbone,
+            layers=layers or ("layer1", "layer2", "layer3"),
+            top_k=top_k,
+            distance_weight=distance_weight,
+        )
+        if teacher_weights is not None:
+            self.model.load_teacher_weights(teacher_weights)
+        self.loss: DdpmStLoss = DdpmStLoss(segmentation_weight)
+        self.generator: DiffusionAnomalyGenerator | None = None
+        self.stage_seconds: dict[str, float] = {}
+        self._bank_dir: Path | None = None
+        self._train_start = 0.0
+
+    def _refuse_normalize(self) -> None:
+        """Images must reach the model in [0, 1]; normalised twice, training would fail without a word."""
+        transform = getattr(self.pre_processor, "transform", None)
+        if _contains(transform, Normalize):
+            msg = (
+                "DdpmSt normalises images itself, by the statistics of its backbone: take Normalize out of the "
+                "transform of the pre-processor."
+            )
+            raise ValueError(msg)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "DdpmSt":
+        """Load a trained model; it holds the weights of the teacher, so no weight file or hub is needed.
+
+        Args:
+            checkpoint_path (str | Path): Path of the checkpoint.
+            *args: Further arguments of ``AnomalibModule.load_from_checkpoint``.
+            **kwargs: Further arguments, and init arguments to replace.
+
+        Returns:
+            DdpmSt: Model with the weights of the checkpoint.
+        """
+        kwargs.setdefault("teacher_weights", None)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Stages 1 and 2
+
+    def prepare_data(self) -> None:
+        """Train the DDPM and fill the bank of textures, where the cache does not hold them yet."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.trainer.state.fn != TrainerFn.FITTING or self.synthesis != "diffusion":
+            return
+        if isinstance(datamodule, AnomalibDataModule):
+            datamodule.setup(TrainerFn.FITTING)
+            self._bank_dir = self._prepare_bank(datamodule.train_data)
+
+    def _prepare_bank(self, dataset: Dataset) -> Path:
+        """Folder of the bank of textures for a training set."""
+        samples = getattr(dataset, "samples", None)
+        if samples is None:
+            msg = (
+                "DdpmSt reads its normal images from an anomalib datamodule or dataset, but was given a "
+                f"{type(dataset).__name__}: wrap the images in anomalib.data.Folder, or set synthesis='self_texture'."
+            )
+            raise TypeError(msg)
+        paths = samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
+        images = load_normal_images(paths, self.input_size or (256, 256))
+        device = self.trainer.strategy.root_device
+        precision = str(self.trainer.precision)
+        start = time.perf_counter()
+        diffusion_path = self.diffusion_path or prepare_diffusion(
+            images,
+            self.cache_dir,
+            self.diffusion_settings,
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision=precision,
+        )
+        middle = time.perf_counter()
+        bank_dir = prepare_bank(
+            images,
+            diffusion_path,
+            self.cache_dir,
+            self.bank_settings,
+            device,
+            mixed_precision=precision == "bf16-mixed",
+        )
+        self.stage_seconds.update(diffusion=middle - start, bank=time.perf_counter() - middle)
+        return bank_dir
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Stage 3
+
+    def setup(self, stage: str) -> None:
+        """Load the weights of the teacher from the hub, where neither a file nor a checkpoint gave them.
+
+        Args:
+            stage (str): ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+
+        Raises:
+            ConnectionError: If the weights cannot be had from the hub.
+        """
+        has_weights = bool(self.model.teacher.has_weights)
+        if stage == "fit":
+            if self.pre_trained and not has_weights:
+                self.model.load_teacher_weights()
+            self.model.to(memory_format=torch.channels_last)
+            # Lightning keeps the modes it finds: teacher and encoder must be put into theirs.
+            self.model.train()
+
+    def on_train_start(self) -> None:
+        """Make the generator of defects for the training set."""
+        bank_dir = None
+        if self.synthesis == "diffusion":
+            bank_dir = self._bank_dir or self._prepare_bank(self.trainer.train_dataloader.dataset)
+        self.generator = DiffusionAnomalyGenerator(bank_dir, **self.generator_settings)
+        self._train_start = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        """Note the time that the detector took."""
+        self.stage_seconds["detector"] = time.perf_counter() - self._train_start
+
+    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Put defects into a batch of normal images and compute the joint loss.
+
+        Args:
+            batch (Batch): Batch with images of shape ``(B, 3, H, W)`` and values in [0, 1].
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: Dictionary with the loss.
+        """
+        del args, kwargs
+        augmented, masks = self.generator(batch.image)
+        teacher, student, logits = self.model(augmented, batch.image)
+        loss = self.loss(teacher, student, logits, masks)
+        self.log("train_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        return {"loss": loss}
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Predict a batch.
+
+        Args:
+            batch (Batch): Batch with images of shape ``(B, 3, H, W)`` and values in [0, 1].
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: Batch with score and anomaly map.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        """End training when the schedule is done."""
+        del args, kwargs
+        if self.trainer.global_step >= self.training_steps:
+            self.trainer.should_stop = True
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the textures after training: they are no part of the model."""
+        if stage == "fit":
+            self.generator = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of gradients to 1, where the Trainer is given nothing else.
+
+        Args:
+            optimizer (torch.optim.Optimizer): Optimiser.
+            gradient_clip_val (float | None): Bound given to the Trainer.
+            gradient_clip_algorithm (str | None): Algorithm given to the Trainer.
+        """
+        if gradient_clip_val is None:
+            gradient_clip_val = GRADIENT_CLIP_NORM
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with a one-cycle schedule over the steps that training will really take.
+
+        Returns:
+            dict[str, Any]: Optimiser and scheduler, as Lightning takes them.
+        """
+        encoder = list(self.model.student.encoder.parameters())
+        rest = [
+            *self.model.student.bottleneck.parameters(),
+            *self.model.student.blocks.parameters(),
+            *self.model.student.outputs.parameters(),
+            *self.model.head.parameters(),
+        ]
+        rates = [self.encoder_learning_rate, self.learning_rate]
+        optimizer = torch.optim.AdamW([{"params": encoder}, {"params": rest}], lr=self.learning_rate)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=rates,
+            total_steps=int(min(self.training_steps, self.trainer.estimated_stepping_batches)) + 1,
+            pct_start=0.1,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Configuration
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Arguments of the Trainer.
+
+        ``max_epochs`` is left to the user: what stands here would replace what the user gives.
+
+        Returns:
+            dict[str, Any]: No sanity check of the validation, which would cost time before stage 1 is seen to start.
+        """
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Learning type.
+
+        Returns:
+            LearningType: One class, normal images only.
+        """
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        center_crop_size: tuple[int, int] | None = None,
+    ) -> PreProcessor:
+        """Configure the default pre-processor, which resizes as the exported model does and does not normalise.
+
+        Args:
+            image_size (tuple[int, int] | None): Height and width in pixels. Defaults to 256 x 256.
+            center_crop_size (tuple[int, int] | None): Height and width to crop to. Defaults to ``None``, no crop.
+
+        Returns:
+            PreProcessor: Pre-processor.
+        """
+        transforms: list[nn.Module] = [Resize(image_size or (256, 256), antialias=False)]
+        if center_crop_size is not None:
+            transforms.append(CenterCrop(center_crop_size))
+        return PreProcessor(transform=Compose(transforms))
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Configure the default post-processor.
+
+        Returns:
+            PostProcessor: anomalib's default with thresholds and normalisation from the validation set.
+        """
+        return PostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Configure the default evaluator.
+
+        Returns:
+            Evaluator: Image and pixel AUROC for validation; these, AUPRO, pixel AUPR and F1 scores for test.
+        """
+
+        def aurocs() -> list:
+            return [
+                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+            ]
+
+        return Evaluator(
+            val_metrics=aurocs(),
+            test_metrics=[
+                *aurocs(),
+                AUPRO(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                AUPR(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+            ],
+        )
+
+
+def _contains(transform: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a transform, or one nested in it, is of a kind."""
+    return isinstance(transform, kind) or any(_contains(part, kind) for part in getattr(transform, "transforms", ()))

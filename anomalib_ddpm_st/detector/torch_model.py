@@ -1,0 +1,426 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Asymmetric student-teacher network with a segmentation head."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import timm
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.models.components.feature_extractors import TimmFeatureExtractor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+MAX_DECODER_WIDTH = 256
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a local file.
+
+    Args:
+        path (str | Path): File ending in ``.safetensors``, or one of ``torch.save`` (``.pth``, ``.pt``, ``.bin``).
+
+    Returns:
+        dict[str, torch.Tensor]: Tensors by name, without the prefixes that wrappers and trainers add.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"There is no weight file {path}: give the path of a .pth or .safetensors file as teacher_weights."
+        raise FileNotFoundError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        return {
+            name.removeprefix("module.").removeprefix("model."): value
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
+    except (AttributeError, EOFError, IndexError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        msg = f"The weight file {path} holds no readable state dict: {error}"
+        raise ValueError(msg) from error
+
+
+def build_extractor(
+    backbone: str,
+    layers: Sequence[str],
+    pre_trained: bool = False,
+    requires_grad: bool = False,
+) -> TimmFeatureExtractor:
+    """Build a feature extractor and say plainly what is wrong with its name, its layers or the hub.
+
+    Args:
+        backbone (str): Name of a timm CNN.
+        layers (Sequence[str]): Names of the layers to take features from, from fine to coarse.
+        pre_trained (bool): Load the weights from timm's hub. Defaults to ``False``.
+        requires_grad (bool): Whether gradients are computed. Defaults to ``False``.
+
+    Returns:
+        TimmFeatureExtractor: Extractor.
+
+    Raises:
+        ConnectionError: If the weights cannot be had from the hub.
+        ValueError: If timm knows no such backbone, or the backbone no such layers.
+    """
+    if not timm.is_model(backbone):
+        similar = difflib.get_close_matches(backbone, timm.list_models(), n=5)
+        hint = f" Did you mean one of {', '.join(similar)}?" if similar else " timm.list_models() lists the names."
+        msg = f"timm knows no backbone '{backbone}'.{hint}"
+        raise ValueError(msg)
+    if "vit" in backbone.lower():
+        msg = f"The backbone '{backbone}' gives no multi-scale features: choose a CNN such as resnet18."
+        raise ValueError(msg)
+    try:
+        extractor = TimmFeatureExtractor(backbone, list(layers), pre_trained, requires_grad)
+    except (OSError, RuntimeError, ValueError) as error:
+        # Of these the hub's own errors are a part; without pre_trained nothing is asked of it.
+        if not pre_trained:
+            msg = f"The backbone '{backbone}' gives no multi-scale features (choose a CNN such as resnet18): {error}"
+            raise ValueError(msg) from error
+        msg = (
+            f"The weights of '{backbone}' could not be had from the hub. Without a network, give a local file as "
+            "teacher_weights."
+        )
+        raise ConnectionError(msg) from error
+    if list(extractor.layers) != list(layers):
+        msg = f"The backbone '{backbone}' has only {extractor.layers} of the layers {list(layers)}."
+        raise ValueError(msg)
+    if list(extractor.reductions) != sorted(extractor.reductions):
+        msg = f"The layers {list(layers)} must go from fine to coarse."
+        raise ValueError(msg)
+    return extractor
+
+
+class Teacher(nn.Module):
+    """Frozen pre-trained backbone, with its own normalisation of images.
+
+    Args:
+        backbone (str): Name of a timm CNN.
+        layers (Sequence[str]): Names of the layers to take features from, from fine to coarse.
+
+    Raises:
+        ValueError: If timm knows no such backbone, or the backbone no such layers.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.extractor = build_extractor(backbone, layers)
+        self.extractor.requires_grad_(requires_grad=False)
+        config = self.extractor.feature_extractor.default_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).reshape(1, 3, 1, 1), persistent=False)
+        # Saved with the weights, so that a loaded checkpoint does not ask the hub again.
+        self.register_buffer("has_weights", torch.tensor(data=False))
+
+    @property
+    def out_dims(self) -> list[int]:
+        """Number of channels of each level."""
+        return list(self.extractor.out_dims)
+
+    def load_weights(self, path: str | Path | None = None) -> None:
+        """Load pre-trained weights from a local file or from timm's hub.
+
+        Args:
+            path (str | Path | None): Local file; every weight of the layers used must be in it. ``None`` asks the hub.
+
+        Raises:
+            ConnectionError: If the weights cannot be had from the hub.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the weights do not fit the backbone.
+        """
+        network = self.extractor.feature_extractor
+        if path is None:
+            source = build_extractor(self.backbone, self.extractor.layers, pre_trained=True)
+            network.load_state_dict(source.feature_extractor.state_dict())
+        else:
+            state = read_weights(path)
+            expected = network.state_dict()
+            unfit = [
+                name
+                for name, value in expected.items()
+                if not name.endswith("num_batches_tracked") and (name not in state or state[name].shape != value.shape)
+            ]
+            if unfit:
+                msg = (
+                    f"The weights in {path} do not fit the backbone '{self.backbone}': {len(unfit)} of "
+                    f"{len(expected)} tensors are missing or of another shape, the first is '{unfit[0]}'."
+                )
+                raise ValueError(msg)
+            network.load_state_dict({name: state.get(name, value) for name, value in expected.items()})
+        self.has_weights.fill_(value=True)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode whatever the mode of the model."""
+        del mode
+        return super().train(mode=False)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise images in [0, 1] by the statistics that the backbone was trained with.
+
+        Args:
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            torch.Tensor: Normalised images of the same shape.
+        """
+        return (images - self.mean) / self.std
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Extract features.
+
+        Args:
+            images (torch.Tensor): Normalised images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            list[torch.Tensor]: Features of each level, of shape ``(B, C_l, H / r_l, W / r_l)``.
+        """
+        return list(self.extractor(images).values())
+
+
+def conv_block(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """3 x 3 convolution, batch normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Student(nn.Module):
+    """Encoder, bottleneck and decoder without skips that restore the teacher's features of the normal image.
+
+    The asymmetry to the teacher: all that reaches the decoder passes a bottleneck of half the coarsest resolution,
+    and the decoder is plain and light. The encoder starts from the teacher's weights; its batch normalisation stays
+    frozen.
+
+    Args:
+        backbone (str): Name of the timm CNN that the encoder is.
+        layers (Sequence[str]): Layers whose features are restored, from fine to coarse.
+        out_dims (Sequence[int]): Number of channels of each level.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str],
+        out_dims: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.encoder = build_extractor(backbone, layers[-1:], requires_grad=True)
+        widths = [min(dim, MAX_DECODER_WIDTH) for dim in out_dims]
+        self.bottleneck = nn.Sequential(
+            conv_block(out_dims[-1], widths[-1], stride=2),
+            conv_block(widths[-1], widths[-1]),
+        )
+        in_widths = [*widths[1:], widths[-1]]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv_block(in_width, width), conv_block(width, width))
+            for in_width, width in zip(in_widths, widths, strict=True)
+        )
+        self.outputs = nn.ModuleList(nn.Conv2d(width, dim, 1) for width, dim in zip(widths, out_dims, strict=True))
+
+    def train(self, mode: bool = True) -> "Student":
+        """Keep the batch normalisation of the encoder in evaluation mode."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
+                module.eval()
+        return self
+
+    def forward(self, images: torch.Tensor, sizes: Sequence[torch.Size]) -> list[torch.Tensor]:
+        """Restore the teacher's features.
+
+        Args:
+            images (torch.Tensor): Normalised images of shape ``(B, 3, H, W)``, with or without defects.
+            sizes (Sequence[torch.Size]): Height and width of each level of the teacher's features.
+
+        Returns:
+            list[torch.Tensor]: Restored features of each level, from fine to coarse, of the teacher's shapes.
+        """
+        hidden = self.bottleneck(next(iter(self.encoder(images).values())))
+        restored = []
+        for block, output, size in zip(reversed(self.blocks), reversed(self.outputs), reversed(sizes), strict=True):
+            hidden = block(functional.interpolate(hidden, size=size, mode="bilinear", align_corners=False))
+            restored.append(output(hidden))
+        return restored[::-1]
+
+
+class SegmentationHead(nn.Module):
+    """Segment defects in the level-wise discrepancy of teacher and student.
+
+    Each level is reduced to a few channels at its own resolution before it is enlarged (both are linear, so the order
+    does not change the result, only the cost). Context comes from dilated convolutions at half of the finest
+    resolution (as ASPP) and from the mean over the image.
+
+    Args:
+        in_dims (Sequence[int]): Number of channels of each level.
+        width (int): Number of hidden channels. Defaults to ``96``.
+        dilations (Sequence[int]): Rates of the dilated convolutions. Defaults to ``(1, 3, 6)``.
+    """
+
+    def __init__(self, in_dims: Sequence[int], width: int = 96, dilations: Sequence[int] = (1, 3, 6)) -> None:
+        super().__init__()
+        self.reduce = nn.ModuleList(nn.Conv2d(dim, width, 1, bias=False) for dim in in_dims)
+        self.norm = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.fine = conv_block(width, width)
+        self.dilated = nn.ModuleList(conv_block(width, width, dilation=dilation) for dilation in dilations)
+        self.pooled = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(inplace=True))
+        self.context = nn.Sequential(
+            nn.Conv2d(width * (len(dilations) + 1), width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        self.merge = nn.Sequential(conv_block(2 * width, width), nn.Conv2d(width, 1, 1))
+
+    def forward(self, products: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Segment defects.
+
+        Args:
+            products (Sequence[torch.Tensor]): Products of normalised features of each level, from fine to coarse,
+                each of shape ``(B, C_l, h_l, w_l)``.
+
+        Returns:
+            torch.Tensor: Logits of shape ``(B, 1, h_0, w_0)``, the resolution of the finest level.
+        """
+        size = products[0].shape[-2:]
+        hidden = self.reduce[0](products[0])
+        for reduce, product in zip(self.reduce[1:], products[1:], strict=True):
+            hidden = hidden + functional.interpolate(reduce(product), size=size, mode="bilinear", align_corners=False)
+        hidden = self.fine(self.norm(hidden))
+        half = functional.avg_pool2d(hidden, 2, ceil_mode=True)
+        pooled = self.pooled(half.mean(dim=(2, 3), keepdim=True)).expand_as(half)
+        context = self.context(torch.cat([*(block(half) for block in self.dilated), pooled], dim=1))
+        context = functional.interpolate(context, size=size, mode="bilinear", align_corners=False)
+        return self.merge(torch.cat([hidden, context], dim=1))
+
+
+class DdpmStModel(nn.Module):
+    """Asymmetric student-teacher detector.
+
+    Args:
+        backbone (str): Name of the timm CNN of the teacher and of the student's encoder. Defaults to ``"resnet18"``.
+        layers (Sequence[str]): Layers to compare, from fine to coarse. Defaults to ``("layer1", "layer2", "layer3")``.
+        top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
+        distance_weight (float): Share of the cosine distance in the anomaly map; the rest is the segmentation.
+            Defaults to ``0.5``.
+
+    Example:
+        >>> import torch
+        >>> model = DdpmStModel().eval()
+        >>> output = model(torch.rand(2, 3, 64, 64))
+        >>> output.anomaly_map.shape, output.pred_score.shape
+        (torch.Size([2, 1, 64, 64]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        top_k: int = 100,
+        distance_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.distance_weight = distance_weight
+        self.teacher = Teacher(backbone, layers)
+        self.student = Student(backbone, layers, self.teacher.out_dims)
+        self.head = SegmentationHead(self.teacher.out_dims)
+
+    def load_teacher_weights(self, path: str | Path | None = None) -> None:
+        """Load pre-trained weights into the teacher and start the student's encoder from them.
+
+        Args:
+            path (str | Path | None): Local file, or ``None`` to ask timm's hub.
+
+        Raises:
+            ConnectionError: If the weights cannot be had from the hub.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the weights do not fit the backbone.
+        """
+        self.teacher.load_weights(path)
+        source: Mapping[str, torch.Tensor] = self.teacher.extractor.feature_extractor.state_dict()
+        encoder = self.student.encoder.feature_extractor
+        encoder.load_state_dict({name: source[name] for name in encoder.state_dict()})
+
+    def compare(
+        self,
+        images: torch.Tensor,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Run teacher and student on images and compare their features.
+
+        Args:
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+
+        Returns:
+            tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]: Teacher's features, student's features
+            and products of their directions for each level, all of shape ``(B, C_l, h_l, w_l)``. The products are
+            scaled by ``C_l``, so that their mean over channels is the cosine similarity.
+        """
+        normalized = self.teacher.normalize(images)
+        teacher = self.teacher(normalized)
+        student = self.student(normalized, [features.shape[-2:] for features in teacher])
+        products = [
+            functional.normalize(target, dim=1) * functional.normalize(restored, dim=1) * target.shape[1]
+            for target, restored in zip(teacher, student, strict=True)
+        ]
+        return teacher, student, products
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        clean_images: torch.Tensor | None = None,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor] | InferenceBatch:
+        """Compute what the loss needs while training, and predictions in evaluation mode.
+
+        Args:
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1], with defects while training.
+            clean_images (torch.Tensor | None): The same images without defects, while training.
+
+        Returns:
+            tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor] | InferenceBatch: While training, the
+            teacher's features of the clean images, the student's features and the logits of shape ``(B, 1, H, W)``;
+            in evaluation mode the anomaly map of shape ``(B, 1, H, W)`` and the score of shape ``(B,)``, both in
+            [0, 1].
+        """
+        teacher, student, products = self.compare(images)
+        logits = self.head(products)
+        size = images.shape[-2:]
+        logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if self.training:
+            if clean_images is not None:
+                teacher = self.teacher(self.teacher.normalize(clean_images))
+            return teacher, student, logits
+        anomaly_map = torch.lerp(logits.sigmoid(), distance_map(products, size), self.distance_weight)
+        scores = anomaly_map.flatten(1).topk(min(self.top_k, size[0] * size[1]), dim=1).values.mean(dim=1)
+        return InferenceBatch(pred_score=scores, anomaly_map=anomaly_map)
+
+
+def distance_map(products: Sequence[torch.Tensor], size: torch.Size) -> torch.Tensor:
+    """Mean over levels of the cosine distance, limited to [0, 1].
+
+    Args:
+        products (Sequence[torch.Tensor]): Products of :meth:`DdpmStModel.compare`, each of shape
+            ``(B, C_l, h_l, w_l)``.
+        size (torch.Size): Height and width of the map.
+
+    Returns:
+        torch.Tensor: Map of shape ``(B, 1, H, W)``.
+    """
+    distances = [
+        functional.interpolate(1 - product.mean(dim=1, keepdim=True), size=size, mode="bilinear", align_corners=False)
+        for product in products
+    ]
+    return torch.stack(distances).mean(dim=0).clamp(0, 1)

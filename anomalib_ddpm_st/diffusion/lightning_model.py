@@ -1,0 +1,225 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training of the DDPM on normal images."""
+
+import copy
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from diffusers.training_utils import EMAModel
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn import functional
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from anomalib_ddpm_st.progress import StageProgressBar
+
+from .pipeline import DefectPipeline
+from .scheduler import PerturbedDDPMScheduler
+from .unet import BLOCK_OUT_CHANNELS, PATCH_SIZE, build_unet, denoise, patchify
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_NAME = "training.ckpt"
+STEPS_PER_EPOCH = 100
+MAX_SNR_WEIGHT = 5
+
+
+class DiffusionModule(pl.LightningModule):
+    r"""LightningModule that trains the denoising network with the DDPM objective.
+
+    The network predicts the clean sample :math:`x_0` from :math:`x_t`. The squared error is weighted by the
+    signal-to-noise ratio of the step, clamped to [1, 5]: below one the coarse shape would get no weight, above five
+    the almost noise-free steps would get it all (Salimans & Ho, 2022; Hang et al., 2023).
+
+    Args:
+        image_size (tuple[int, int]): Height and width of the images in pixels.
+        patch_size (int): Side of a patch that is folded into channels. Defaults to ``4``.
+        block_out_channels (tuple[int, ...]): Width of each resolution level of the UNet.
+        learning_rate (float): Learning rate of AdamW, decayed by a cosine. Defaults to ``1e-3``.
+        training_steps (int): Number of optimiser steps of the schedule. Defaults to ``1000``.
+        ema_decay (float): Upper bound of the decay of the averaged weights. Defaults to ``0.999``.
+
+    Example:
+        >>> module = DiffusionModule(image_size=(32, 32), block_out_channels=(8, 8))
+        >>> pipeline = module.pipeline()
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        patch_size: int = PATCH_SIZE,
+        block_out_channels: tuple[int, ...] = BLOCK_OUT_CHANNELS,
+        learning_rate: float = 1e-3,
+        training_steps: int = 1000,
+        ema_decay: float = 0.999,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.patch_size = patch_size
+        self.learning_rate = learning_rate
+        self.training_steps = training_steps
+        self.unet = build_unet(image_size, patch_size, block_out_channels)
+        self.noise_scheduler = PerturbedDDPMScheduler(prediction_type="sample")
+        self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
+
+    def pipeline(self) -> DefectPipeline:
+        """Sampling pipeline with the averaged weights.
+
+        Returns:
+            DefectPipeline: Pipeline on the CPU, in evaluation mode, independent of this module.
+        """
+        unet = copy.deepcopy(self.unet).cpu()
+        self.ema.copy_to(unet.parameters())
+        pipeline = DefectPipeline(unet.eval(), self.noise_scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Loss of one batch.
+
+        Args:
+            batch (list[torch.Tensor]): One tensor of images, ``uint8`` of shape ``(B, 3, H, W)``.
+            batch_idx (int): Index of the batch (unused).
+
+        Returns:
+            torch.Tensor: Scalar loss.
+        """
+        del batch_idx
+        sample = self._to_sample(batch[0])
+        noise = torch.randn_like(sample)
+        timesteps = torch.randint(len(self.noise_scheduler), (sample.shape[0],), device=sample.device)
+        prediction = denoise(self.unet, self.noise_scheduler.add_noise(sample, noise, timesteps), timesteps)
+        alphas_cumprod = self.noise_scheduler.alphas_cumprod.to(sample.device)[timesteps]
+        weight = (alphas_cumprod / (1 - alphas_cumprod)).clamp(1, MAX_SNR_WEIGHT)
+        error = functional.mse_loss(prediction.float(), sample, reduction="none").mean(dim=(1, 2, 3))
+        loss = (weight * error).mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def _to_sample(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale ``uint8`` images to [-1, 1], pad them to the size of the network and fold patches into channels."""
+        height, width = (side * self.patch_size for side in self.unet.config.sample_size)
+        padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
+        images = functional.pad(images.float() / 127.5 - 1, padding, mode="replicate")
+        return patchify(images, self.patch_size)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with a one-cycle schedule over ``training_steps``.
+
+        Returns:
+            dict[str, Any]: Optimiser and scheduler, as Lightning takes them.
+        """
+        optimizer = torch.optim.AdamW(self.unet.parameters(), lr=self.learning_rate)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.learning_rate,
+            total_steps=self.training_steps + 1,
+            pct_start=0.05,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Move the averaged weights to the device of the network."""
+        self.ema.to(self.device)
+
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        """Update the averaged weights."""
+        del args, kwargs
+        self.ema.step(self.unet.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the averaged weights to the checkpoint."""
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the averaged weights from the checkpoint."""
+        self.ema.load_state_dict(checkpoint["ema"])
+
+
+def train_diffusion(
+    images: torch.Tensor,
+    output_dir: str | Path,
+    training_steps: int = 1000,
+    batch_size: int = 8,
+    learning_rate: float = 1e-3,
+    block_out_channels: tuple[int, ...] = BLOCK_OUT_CHANNELS,
+    seed: int = 0,
+    **trainer_arguments: Any,  # noqa: ANN401
+) -> DefectPipeline:
+    """Train a DDPM on normal images and save it in the folder format of diffusers.
+
+    An interrupted training leaves its checkpoint in ``output_dir`` and goes on from there when called again. The
+    global random state of the caller is left as it was.
+
+    Args:
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        output_dir (str | Path): Folder for the checkpoint while training and the pipeline after.
+        training_steps (int): Number of optimiser steps. Defaults to ``1000``.
+        batch_size (int): Images of a step. Defaults to ``8``.
+        learning_rate (float): Learning rate of AdamW. Defaults to ``1e-3``.
+        block_out_channels (tuple[int, ...]): Width of each resolution level of the UNet.
+        seed (int): Seed of weights, batches and noise. Defaults to ``0``.
+        **trainer_arguments: Arguments of ``lightning.pytorch.Trainer`` such as accelerator, devices or precision.
+
+    Returns:
+        DefectPipeline: Trained pipeline with averaged weights.
+
+    Raises:
+        KeyboardInterrupt: If training was interrupted; the checkpoint stays.
+    """
+    output_dir = Path(output_dir)
+    checkpoint = output_dir / CHECKPOINT_NAME
+    sampler = RandomSampler(images, replacement=True, num_samples=STEPS_PER_EPOCH * batch_size)
+    dataloader = DataLoader(TensorDataset(images), batch_size=batch_size, sampler=sampler)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = DiffusionModule(
+            image_size=(images.shape[-2], images.shape[-1]),
+            block_out_channels=tuple(block_out_channels),
+            learning_rate=learning_rate,
+            training_steps=training_steps,
+        )
+        trainer = Trainer(
+            max_steps=training_steps,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=output_dir,
+            callbacks=[
+                StageProgressBar("Stage 1 of 3, DDPM of normal images", training_steps),
+                ModelCheckpoint(
+                    dirpath=output_dir,
+                    filename=checkpoint.stem,
+                    every_n_epochs=1,
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                ),
+            ],
+            **trainer_arguments,
+        )
+        if checkpoint.exists():
+            logger.info("Going on with the DDPM training of %s", checkpoint)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, dataloader, ckpt_path=checkpoint if checkpoint.exists() else None)
+        except SystemExit as interruption:
+            # Lightning exits on Ctrl-C and leaves the signal ignored.
+            msg = f"The DDPM stopped at step {trainer.global_step} of {training_steps}; run again to go on."
+            raise KeyboardInterrupt(msg) from interruption
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+    pipeline = module.cpu().pipeline()
+    if trainer.is_global_zero:
+        pipeline.save_pretrained(output_dir)
+        checkpoint.unlink(missing_ok=True)
+    return pipeline

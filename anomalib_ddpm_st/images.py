@@ -1,0 +1,65 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Reading of normal images for stages 1 and 2."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from anomalib.data.utils import read_image
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+logger = logging.getLogger(__name__)
+
+MIN_IMAGES = 2
+MAX_IMAGES = 1000
+
+
+def load_normal_images(
+    paths: Sequence[str | Path],
+    image_size: tuple[int, int],
+    max_images: int = MAX_IMAGES,
+) -> torch.Tensor:
+    """Read images into one tensor.
+
+    Args:
+        paths (Sequence[str | Path]): Image files.
+        image_size (tuple[int, int]): Height and width that every image is resized to, as the detector sees it.
+        max_images (int): Most images to keep in memory; of more, evenly spaced ones are taken. Defaults to ``1000``.
+
+    Returns:
+        torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
+
+    Raises:
+        ValueError: If there are fewer than two images or one cannot be read.
+    """
+    if len(paths) < MIN_IMAGES:
+        msg = (
+            f"Training needs at least {MIN_IMAGES} normal images, but found {len(paths)}: check the folder of "
+            "normal training images, or add more."
+        )
+        raise ValueError(msg)
+    if len(paths) > max_images:
+        logger.info("Stages 1 and 2 use %d of the %d normal images.", max_images, len(paths))
+        paths = [paths[index * len(paths) // max_images] for index in range(max_images)]
+    return torch.stack([_load(Path(path), image_size) for path in paths])
+
+
+def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
+    """Read one image as ``uint8`` of shape ``(3, H, W)``."""
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+        if mode.startswith(("I", "F")):
+            # anomalib would cut the values off at 255 without a word.
+            msg = f"it holds more than 8 bits a channel (mode {mode}); save it with 8 bits"
+            raise ValueError(msg)  # noqa: TRY301
+        image = read_image(path, as_tensor=True)
+    except (OSError, SyntaxError, ValueError) as error:
+        msg = f"The image {path} cannot be read ({error}): mend it or take it out of the training images."
+        raise ValueError(msg) from error
+    image = functional.resize(image, list(image_size), antialias=False)
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)

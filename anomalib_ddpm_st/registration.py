@@ -1,0 +1,47 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Registration with anomalib: the one place that touches its look-up tables.
+
+anomalib 2.7 has no way to add a model from outside. ``get_model(name)`` and ``list_models()`` find every direct
+subclass of ``AnomalibModule``; dictionary configs and ``benchmark`` look the class up as an attribute of
+``anomalib.models``, or import it from a module of ``ALLOWED_MODULES``.
+"""
+
+import logging
+
+import anomalib.models
+
+from .detector import DdpmSt
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = __name__.split(".", maxsplit=1)[0]
+
+
+def register() -> None:
+    """Make anomalib find :class:`DdpmSt` by name on every surface. Calling it again changes nothing.
+
+    Raises:
+        RuntimeError: If this version of anomalib has other look-up tables than those that were tested.
+    """
+    if not isinstance(getattr(anomalib.models, "ALLOWED_MODULES", None), set):
+        msg = (
+            "This version of anomalib looks models up in another way than anomalib 2.7: install a version that "
+            "anomalib_ddpm_st was tested with (see constraints.txt)."
+        )
+        raise RuntimeError(msg)
+    anomalib.models.ALLOWED_MODULES.add(PACKAGE)
+    for module in (anomalib.models, anomalib.models.image):
+        known = getattr(module, DdpmSt.__name__, DdpmSt)
+        if known is not DdpmSt:
+            logger.warning(
+                "%s.%s was %s.%s and is now %s.%s.",
+                module.__name__,
+                DdpmSt.__name__,
+                known.__module__,
+                known.__name__,
+                PACKAGE,
+                DdpmSt.__name__,
+            )
+        setattr(module, DdpmSt.__name__, DdpmSt)

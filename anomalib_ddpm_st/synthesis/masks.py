@@ -1,0 +1,194 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Masks of synthetic defects: Perlin noise, foreground and changed pixels. Every function works on whole batches."""
+
+import torch
+from kornia.geometry.transform import rotate
+from torch.nn import functional
+
+PERLIN_SCALE_EXPONENTS = 6
+PERLIN_THRESHOLD = 0.5
+FOREGROUND_SIZE = 64
+HISTOGRAM_BINS = 64
+
+
+def uniform(
+    shape: tuple[int, ...],
+    low: float,
+    high: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Draw uniform numbers in [low, high) on the device of the generator and move them to ``device``."""
+    source = generator.device if generator is not None else device
+    return (low + (high - low) * torch.rand(shape, generator=generator, device=source)).to(device)
+
+
+def perlin_noise(
+    scales: torch.Tensor,
+    angles: torch.Tensor,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """Evaluate Perlin noise with one lattice for each image of the batch.
+
+    Args:
+        scales (torch.Tensor): Number of lattice cells along height and width, integers of shape ``(B, 2)``.
+        angles (torch.Tensor): Directions of the lattice gradients in radians, of shape ``(B, L, L)`` with ``L`` at
+            least the largest scale plus one.
+        size (tuple[int, int]): Height and width of the noise in pixels.
+
+    Returns:
+        torch.Tensor: Noise of shape ``(B, 1, H, W)`` with values in [-1, 1].
+    """
+    device = angles.device
+    rows, row_offset = _lattice_coordinates(scales[:, 0], size[0], device)
+    columns, column_offset = _lattice_coordinates(scales[:, 1], size[1], device)
+    batch = torch.arange(angles.shape[0], device=device)[:, None, None]
+
+    def corner(down: int, right: int) -> torch.Tensor:
+        angle = angles[batch, (rows + down)[:, :, None], (columns + right)[:, None, :]]
+        return angle.sin() * (row_offset[:, :, None] - down) + angle.cos() * (column_offset[:, None, :] - right)
+
+    row_weight = _fade(row_offset)[:, :, None]
+    column_weight = _fade(column_offset)[:, None, :]
+    top = torch.lerp(corner(0, 0), corner(0, 1), column_weight)
+    bottom = torch.lerp(corner(1, 0), corner(1, 1), column_weight)
+    return (2**0.5 * torch.lerp(top, bottom, row_weight)).unsqueeze(1)
+
+
+def _lattice_coordinates(scale: torch.Tensor, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cell index and offset in the cell, each of shape ``(B, length)``, of every pixel along one axis."""
+    position = torch.arange(length, device=device)[None] * scale[:, None] / length
+    cell = position.floor()
+    return cell.long(), position - cell
+
+
+def _fade(offset: torch.Tensor) -> torch.Tensor:
+    """Quintic interpolation weight of Perlin (2002)."""
+    return offset**3 * (offset * (offset * 6 - 15) + 10)
+
+
+def random_perlin_masks(
+    batch_size: int,
+    size: tuple[int, int],
+    rotation: float = 90.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Draw Perlin masks by the recipe of DRAEM: scales 2^0 to 2^5, random rotation, threshold 0.5.
+
+    Args:
+        batch_size (int): Number of masks.
+        size (tuple[int, int]): Height and width in pixels.
+        rotation (float): Largest rotation to either side, in degrees. Defaults to ``90.0``.
+        generator (torch.Generator | None): Source of every random draw.
+        device (torch.device | None): Device of the masks.
+
+    Returns:
+        torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
+    """
+    cells = 2 ** (PERLIN_SCALE_EXPONENTS - 1)
+    scales = 2 ** uniform((batch_size, 2), 0, PERLIN_SCALE_EXPONENTS, generator, device).floor().long()
+    angles = uniform((batch_size, cells + 1, cells + 1), 0, 2 * torch.pi, generator, device)
+    noise = perlin_noise(scales, angles, size)
+    # Coarse noise may stay under the threshold everywhere; stretched to [-1, 1] it still gives a mask.
+    low = noise.amin(dim=(1, 2, 3), keepdim=True)
+    high = noise.amax(dim=(1, 2, 3), keepdim=True)
+    stretched = (noise - low) / (high - low).clamp_min(1e-6) * 2 - 1
+    noise = torch.where(high > PERLIN_THRESHOLD, noise, stretched)
+    noise = rotate(noise, uniform((batch_size,), -rotation, rotation, generator, device))
+    return noise > PERLIN_THRESHOLD
+
+
+def otsu_threshold(values: torch.Tensor) -> torch.Tensor:
+    """Threshold of Otsu (1979) for each row.
+
+    Args:
+        values (torch.Tensor): Values in [0, 1] of shape ``(B, N)``.
+
+    Returns:
+        torch.Tensor: Thresholds of shape ``(B,)``; values above belong to the upper class.
+    """
+    bins = (values * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1)
+    histogram = torch.zeros(values.shape[0], HISTOGRAM_BINS, device=values.device)
+    histogram = histogram.scatter_add_(1, bins, torch.ones_like(values)) / values.shape[1]
+    centres = (torch.arange(HISTOGRAM_BINS, device=values.device) + 0.5) / HISTOGRAM_BINS
+    weight = histogram.cumsum(1)
+    mean = (histogram * centres).cumsum(1)
+    between = (mean[:, -1:] * weight - mean) ** 2 / (weight * (1 - weight)).clamp_min(1e-8)
+    # Between two classes far apart every threshold is as good: take the middle one.
+    best = between >= between.amax(dim=1, keepdim=True) * (1 - 1e-4)
+    return ((best * centres).sum(1) / best.sum(1)) + 0.5 / HISTOGRAM_BINS
+
+
+def foreground_mask(images: torch.Tensor) -> torch.Tensor:
+    """Find the object on a plain background; the whole image where there is no plain background.
+
+    The background is what connects to the border and has the colour of the border. An image counts as a texture,
+    with everything as foreground, if its border is not of one colour or if next to nothing, or everything, would
+    remain.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+
+    Returns:
+        torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
+    """
+    small = functional.interpolate(images, (FOREGROUND_SIZE, FOREGROUND_SIZE), mode="bilinear", antialias=True)
+    border = _border(small.device)
+    border_colour = small[:, :, border].median(dim=2).values[:, :, None, None]
+    distance = (small - border_colour).abs().amax(dim=1, keepdim=True)
+    threshold = otsu_threshold(distance.flatten(1))[:, None, None, None]
+    plain = distance <= threshold
+
+    # Flood fill from the border through plain pixels, so that bright spots inside the object stay foreground.
+    background = plain & border
+    for _ in range(2 * FOREGROUND_SIZE):
+        grown = functional.max_pool2d(background.float(), 3, stride=1, padding=1).bool() & plain
+        if torch.equal(grown, background):
+            break
+        background = grown
+    foreground = functional.max_pool2d((~background).float(), 3, stride=1, padding=1)
+
+    inside = distance[:, :, ~border].mean(dim=2)[:, :, None, None]
+    plain_border = plain[:, :, border].float().mean(dim=2)[:, :, None, None] > 0.8
+    contrast = distance[:, :, border].median(dim=2).values[:, :, None, None] < 0.25 * inside
+    share = foreground.mean(dim=(1, 2, 3), keepdim=True)
+    has_background = plain_border & contrast & (threshold > 0.08) & (share > 0.02) & (share < 0.95)
+    foreground = torch.where(has_background, foreground, torch.ones_like(foreground))
+    return functional.interpolate(foreground, images.shape[-2:], mode="nearest").bool()
+
+
+def _border(device: torch.device) -> torch.Tensor:
+    """Boolean mask of shape ``(S, S)`` of the outermost pixels of the small image."""
+    border = torch.ones(FOREGROUND_SIZE, FOREGROUND_SIZE, dtype=torch.bool, device=device)
+    border[2:-2, 2:-2] = False
+    return border
+
+
+def changed_pixels(before: torch.Tensor, after: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Find the pixels that differ by more than a threshold in at least one channel.
+
+    Args:
+        before (torch.Tensor): Images of shape ``(B, C, H, W)``.
+        after (torch.Tensor): Images of the same shape.
+        threshold (float): Smallest difference that counts, in units of the images.
+
+    Returns:
+        torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
+    """
+    return (after - before).abs().amax(dim=1, keepdim=True) > threshold
+
+
+def close_holes(masks: torch.Tensor) -> torch.Tensor:
+    """Morphological closing with a 3 x 3 square.
+
+    Args:
+        masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
+
+    Returns:
+        torch.Tensor: Boolean masks of the same shape; each added pixel touches one that was set.
+    """
+    dilated = functional.max_pool2d(masks.float(), 3, stride=1, padding=1)
+    return (-functional.max_pool2d(-dilated, 3, stride=1, padding=1)).bool()

@@ -1,0 +1,218 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Accuracy on folders in the layout of MVTec AD: last checkpoint, raw scores.
+
+Example:
+    python benchmarks/accuracy.py --data-root ../shared/data/mvtec_layout --categories bottle --seeds 42 \
+        --output benchmarks/results/accuracy.csv
+
+A file that ends in ``.json`` gets the record of a single run with more detail instead of a table row.
+"""
+
+import csv
+import itertools
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import MVTecAD
+from anomalib.data.utils import ValSplitMode
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule, get_model
+from common import METRICS, command, commit, machine, peak_rss_gib, raw_evaluator
+from jsonargparse import ArgumentParser
+from lightning.pytorch import seed_everything
+from torchvision.utils import save_image
+
+import anomalib_ddpm_st
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis.preparation import load_pipeline
+from anomalib_ddpm_st.visualization import save_contact_sheet, save_score_histogram
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(model: AnomalibModule, datamodule: MVTecAD, precision: str, work_dir: Path) -> dict[str, float]:
+    """Train a model and measure it on the test set once, after the last step.
+
+    Args:
+        model (AnomalibModule): Model without post-processor and with :func:`raw_evaluator`.
+        datamodule (MVTecAD): Data without a validation set.
+        precision (str): Precision of the Trainer.
+        work_dir (Path): Folder for checkpoints.
+
+    Returns:
+        dict[str, float]: Metrics in percent.
+    """
+    engine = Engine(default_root_dir=work_dir, precision=precision, devices=1, logger=False, limit_val_batches=0)
+    engine.fit(model, datamodule=datamodule)
+    test_engine = Engine(default_root_dir=work_dir, precision="32-true", devices=1, logger=False)
+    results = test_engine.test(model, datamodule=datamodule)[0]
+    return {name: round(100 * results[name], 3) for name in METRICS}
+
+
+@torch.no_grad()
+def save_pictures(model: AnomalibModule, datamodule: MVTecAD, prefix: Path, per_type: int = 3) -> None:
+    """Save the raw anomaly maps of some test images of each kind and the histogram of all scores.
+
+    Args:
+        model (AnomalibModule): Trained model.
+        datamodule (MVTecAD): Data.
+        prefix (Path): Start of the names of the PNG files.
+        per_type (int): Images of each kind of defect. Defaults to ``3``.
+    """
+    model.eval()
+    columns: dict[str, list[torch.Tensor]] = {"image": [], "annotation": [], "anomaly map": []}
+    scores, labels = [], []
+    shown: dict[str, int] = {}
+    for batch in datamodule.test_dataloader():
+        prediction = model.model.to(batch.image.device)(model.pre_processor(batch.image))
+        scores.append(prediction.pred_score.flatten())
+        labels.append(batch.gt_label)
+        for image, mask, anomaly_map, path in zip(
+            batch.image,
+            batch.gt_mask,
+            prediction.anomaly_map,
+            batch.image_path,
+            strict=True,
+        ):
+            kind = Path(path).parent.name
+            shown[kind] = shown.get(kind, 0) + 1
+            if shown[kind] <= per_type:
+                columns["image"].append(image)
+                columns["annotation"].append(mask.float().reshape(1, *mask.shape[-2:]))
+                columns["anomaly map"].append(anomaly_map)
+    save_contact_sheet(f"{prefix}_maps.png", columns)
+    save_score_histogram(f"{prefix}_scores.png", torch.cat(scores), torch.cat(labels))
+
+
+@torch.no_grad()
+def save_synthesis_pictures(model: anomalib_ddpm_st.DdpmSt, datamodule: MVTecAD, prefix: Path) -> None:
+    """Save samples of the undisturbed DDPM and synthetic defects with their masks.
+
+    Args:
+        model (DdpmSt): Trained model, whose cache holds one DDPM and one bank.
+        datamodule (MVTecAD): Data.
+        prefix (Path): Start of the names of the PNG files.
+    """
+    folders = sorted(path for path in model.cache_dir.iterdir() if path.is_dir())
+    bank, diffusion = (next(path for path in folders if path.name.startswith(kind)) for kind in ("bank", "diffusion"))
+    generator = torch.Generator().manual_seed(0)
+    samples = load_pipeline(diffusion)(batch_size=16, generator=generator, num_inference_steps=50).images
+    save_image(samples, f"{prefix}_ddpm_samples.png", nrow=4)
+    transform = DiffusionAnomalyGenerator(bank, probability=1.0, generator=generator)
+    normal = torch.stack([model.pre_processor(datamodule.train_data[index].image[None])[0] for index in range(12)])
+    synthetic, masks = transform(normal)
+    columns = {"normal": list(normal), "synthetic": list(synthetic), "mask": list(masks)}
+    save_contact_sheet(f"{prefix}_synthetic.png", columns)
+
+
+def main() -> None:
+    """Train and test models, and write one row for each model, category and seed."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data/mvtec_layout"))
+    parser.add_argument("--categories", nargs="+", default=["bottle"])
+    parser.add_argument("--models", nargs="+", default=["DdpmSt"], help="Names that anomalib's get_model takes.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/accuracy.csv"))
+    parser.add_argument(
+        "--teacher-weights",
+        type=str | None,
+        default="../shared/weights/resnet18_tv_in1k_stem_to_layer3_bnfolded.pth",
+        help="Local weights for DdpmSt; null asks the hub.",
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", type=str, default="32-true", help="While training; tests run in 32 bit.")
+    parser.add_argument(
+        "--cache-dir",
+        type=str | None,
+        default=None,
+        help="Cache of DDPMs and banks. By default a new one for each run, so that its time is counted.",
+    )
+    parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of the models.")
+    options = parser.parse_args()
+    for name, category, seed in itertools.product(options.models, options.categories, options.seeds):
+        with tempfile.TemporaryDirectory() as work_dir:
+            arguments = dict(options.model_arguments)
+            if name == anomalib_ddpm_st.DdpmSt.__name__:
+                defaults = {
+                    "teacher_weights": options.teacher_weights,
+                    "cache_dir": options.cache_dir or str(Path(work_dir) / "cache"),
+                }
+                arguments = {**defaults, **arguments}
+            run(
+                name,
+                category,
+                seed,
+                arguments,
+                options.data_root,
+                options.batch_size,
+                options.precision,
+                Path(work_dir),
+                options.output,
+            )
+
+
+def run(
+    name: str,
+    category: str,
+    seed: int,
+    arguments: dict[str, Any],
+    data_root: Path,
+    batch_size: int,
+    precision: str,
+    work_dir: Path,
+    output: Path,
+) -> None:
+    """Train and test one model on one category with one seed."""
+    seed_everything(seed)
+    start = time.perf_counter()
+    model = get_model(name, evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
+    datamodule = MVTecAD(
+        root=data_root,
+        category=category,
+        train_batch_size=batch_size,
+        eval_batch_size=batch_size,
+        num_workers=2,
+        val_split_mode=ValSplitMode.NONE,
+    )
+    metrics = evaluate(model, datamodule, precision, work_dir)
+    seconds = time.perf_counter() - start
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".json":
+        record = {
+            "command": command(),
+            "model": name,
+            "category": category,
+            "seed": seed,
+            "commit": commit(),
+            "machine": machine(),
+            "seconds": {
+                **{stage: round(value, 1) for stage, value in getattr(model, "stage_seconds", {}).items()},
+                "total": round(seconds, 1),
+            },
+            "peak_rss_gib": round(peak_rss_gib(), 3),
+            "metrics": metrics,
+        }
+        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_pictures(model, datamodule, output.with_suffix(""))
+        if isinstance(model, anomalib_ddpm_st.DdpmSt) and model.synthesis == "diffusion":
+            save_synthesis_pictures(model, datamodule, output.with_suffix(""))
+    else:
+        row = {"model": name, "category": category, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}
+        is_new = not output.exists()
+        with output.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*row, *metrics])
+            if is_new:
+                writer.writeheader()
+            writer.writerow({**row, **metrics})
+    logger.warning("%s on %s, seed %d: %s", name, category, seed, metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every benchmark states beside its figures."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
+
+ROOT = Path(__file__).parents[1]
+METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
+
+
+def command() -> str:
+    """Command line of this run, from the root of the repository."""
+    return " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
+
+
+def commit() -> str:
+    """Commit that is checked out, marked where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+
+
+def machine() -> str:
+    """Processor or GPU, number of cores and versions that the figures depend on."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
+        name = names[0] if names else name
+    if torch.cuda.is_available():
+        name = f"{torch.cuda.get_device_name()}, {name}"
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def peak_rss_gib() -> float:
+    """Largest resident memory of this process so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def raw_evaluator() -> Evaluator:
+    """Metrics of the benchmarks. With ``post_processor=False`` they see raw scores and maps."""
+    pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_"}
+    return Evaluator(
+        test_metrics=[
+            AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+            AUROC(**pixel),
+            AUPR(**pixel),
+            AUPRO(**pixel),
+        ],
+    )

@@ -1,0 +1,49 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fixtures shared by the tests."""
+
+import random
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
+
+
+@pytest.fixture(autouse=True)
+def _same_world() -> Iterator[None]:
+    """Seed every test and undo what Lightning does to the handler of Ctrl-C when training is interrupted."""
+    random.seed(0)
+    np.random.seed(0)  # ruff: ignore[numpy-legacy-random]
+    torch.manual_seed(0)
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Seeded generator on the CPU."""
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.fixture
+def normal_images() -> torch.Tensor:
+    """Four images of 32 x 32 pixels, ``uint8``, each with a brightness of its own."""
+    levels = torch.tensor([30, 90, 150, 210]).reshape(4, 1, 1, 1)
+    return (levels + torch.randint(-20, 21, (4, 3, 32, 32))).to(torch.uint8)
+
+
+@pytest.fixture
+def pipeline() -> DefectPipeline:
+    """Untrained pipeline for images of 32 x 32 pixels."""
+    pipeline = DefectPipeline(
+        build_unet((32, 32), block_out_channels=(8, 8)).eval(),
+        PerturbedDDPMScheduler(prediction_type="sample"),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,359 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of what the Lightning module does without an Engine."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from anomalib import LearningType
+from anomalib.data import ImageBatch
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+
+from anomalib_ddpm_st.detector import DdpmSt, lightning_model
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
+
+LAYERS = ["layer1", "layer2"]
+
+
+def make_model(**arguments: Any) -> DdpmSt:  # ruff: ignore[any-type]
+    """Small model without pre-trained weights or DDPM."""
+    settings: dict[str, Any] = {"layers": LAYERS, "pre_trained": False, "synthesis": "self_texture", **arguments}
+    return DdpmSt(**settings)
+
+
+@pytest.fixture(scope="module")
+def shared_model() -> DdpmSt:
+    """Model that tests only look at."""
+    return make_model(training_steps=50, learning_rate=1e-2, encoder_learning_rate=1e-3)
+
+
+def attach(model: DdpmSt, **trainer: Any) -> SimpleNamespace:  # ruff: ignore[any-type]
+    """Give the model a stand-in for the Trainer."""
+    model._trainer = SimpleNamespace(**trainer)
+    return model._trainer
+
+
+@pytest.fixture
+def model(shared_model: DdpmSt) -> DdpmSt:
+    """The shared model without a Trainer."""
+    shared_model._trainer = None
+    shared_model.generator = None
+    return shared_model
+
+
+def test_learning_type_and_trainer_arguments(model: DdpmSt) -> None:
+    """One class; nothing that would overrule the user."""
+    assert model.learning_type == LearningType.ONE_CLASS
+    assert not {"max_epochs", "max_steps", "accelerator", "devices"} & set(model.trainer_arguments)
+
+
+def test_hyper_parameters_are_plain_data() -> None:
+    """A checkpoint with them loads with ``weights_only``; no name contains "grid", which anomalib would expand."""
+    model = make_model(strength=[0.1, 0.2], start=[10, 20], blend_factor=[0.4, 0.6], diffusion_path="somewhere")
+    plain = (str, int, float, bool, type(None))
+    components = {"pre_processor", "post_processor", "evaluator", "visualizer"}
+    for name, value in model.hparams.items():
+        assert "grid" not in name
+        if name not in components:
+            values = value if isinstance(value, list) else [value]
+            assert all(isinstance(item, plain) for item in values), name
+    assert model.hparams["strength"] == [0.1, 0.2]
+
+
+def test_settings_reach_the_stages() -> None:
+    """Arguments arrive where they are used."""
+    model = make_model(
+        cache_dir="cache",
+        diffusion_steps=7,
+        bank_size=5,
+        perturbation="scaled",
+        strength=[0.4, 0.5],
+        start=[11, 12],
+        sampling_steps=3,
+        anomaly_probability=0.25,
+        blend_factor=[0.2, 0.3],
+        foreground="off",
+        segmentation_weight=4.0,
+        distance_weight=0.125,
+        top_k=9,
+    )
+    assert model.cache_dir == Path("cache")
+    assert model.diffusion_settings["training_steps"] == 7
+    expected = {"size": 5, "perturbation": "scaled", "strength": [0.4, 0.5], "start": [11, 12]}
+    assert expected.items() <= model.bank_settings.items()
+    assert model.bank_settings["num_inference_steps"] == 3
+    generator = DiffusionAnomalyGenerator(None, **model.generator_settings)
+    assert generator.probability == pytest.approx(0.25)
+    assert generator.blend_factor == (0.2, 0.3)
+    assert generator.foreground == "off"
+    assert model.loss.segmentation_weight == pytest.approx(4.0)
+    assert model.model.distance_weight == pytest.approx(0.125)
+    assert model.model.top_k == 9
+
+
+def test_default_components(model: DdpmSt) -> None:
+    """The default pre-processor resizes as the exported model does and does not normalise."""
+    transforms = model.pre_processor.transform.transforms
+    assert [type(transform) for transform in transforms] == [Resize]
+    assert not transforms[0].antialias
+    assert isinstance(model.post_processor, PostProcessor)
+    assert model.evaluator.val_metrics
+    assert model.evaluator.test_metrics
+
+
+def test_configure_pre_processor() -> None:
+    """Image size and centre crop are taken."""
+    transform = DdpmSt.configure_pre_processor((40, 60), center_crop_size=(32, 48)).transform
+    assert [type(step) for step in transform.transforms] == [Resize, CenterCrop]
+    assert transform(torch.rand(3, 100, 90)).shape == (3, 32, 48)
+    assert not transform.transforms[0].antialias
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Compose([Resize((64, 64), antialias=False), Normalize([0.5] * 3, [0.5] * 3)]),
+        Compose([Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)])]),
+        Normalize([0.5] * 3, [0.5] * 3),
+    ],
+)
+def test_refuses_normalize(transform: Any) -> None:  # ruff: ignore[any-type]
+    """A pre-processor that normalises is refused, also inside of another transform."""
+    with pytest.raises(ValueError, match="Normalize"):
+        make_model(pre_processor=PreProcessor(transform=transform))
+
+
+def test_takes_other_pre_processors() -> None:
+    """A pre-processor without Normalize, or none, is fine."""
+    resize = PreProcessor(transform=Resize((64, 96), antialias=False))
+    assert make_model(pre_processor=resize).pre_processor is resize
+    assert make_model(pre_processor=False).pre_processor is None
+
+
+def test_bad_weights_are_named_at_once(tmp_path: Path) -> None:
+    """A wrong path or backbone fails when the model is made, not after an hour of stage 1."""
+    with pytest.raises(FileNotFoundError, match="teacher_weights"):
+        make_model(teacher_weights=str(tmp_path / "nowhere.pth"))
+    with pytest.raises(ValueError, match="resnet81"):
+        make_model(backbone="resnet81")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"synthesis": "magic"},
+        {"anomaly_probability": 1.5},
+        {"blend_factor": [0.9, 0.1]},
+        {"foreground": "on"},
+        {"perturbation": "uniform"},
+        {"strength": [-0.1, 0.1]},
+    ],
+)
+def test_bad_settings_are_named_at_once(arguments: dict[str, Any]) -> None:
+    """A wrong setting fails when the model is made, not after an hour of stage 1."""
+    name = next(iter(arguments)).removeprefix("anomaly_")
+    with pytest.raises(ValueError, match=name):
+        make_model(**arguments)
+
+
+def test_optimizer(model: DdpmSt) -> None:
+    """Encoder and the rest have learning rates of their own; every weight but the teacher's is in it, once."""
+    attach(model, estimated_stepping_batches=1000)
+    configured = model.configure_optimizers()
+    groups = configured["optimizer"].param_groups
+    assert [group["max_lr"] for group in groups] == [1e-3, 1e-2]
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(value) for value in model.model.parameters() if value.requires_grad}
+    assert {id(value) for value in model.model.student.encoder.parameters()} == {
+        id(value) for value in groups[0]["params"]
+    }
+    assert configured["lr_scheduler"]["interval"] == "step"
+
+
+@pytest.mark.parametrize(("batches", "steps"), [(1000, 50), (20, 20), (float("inf"), 50)])
+def test_schedule_ends_where_training_ends(model: DdpmSt, batches: float, steps: int) -> None:
+    """The learning rate comes down by the last step, whichever of schedule and Trainer ends it."""
+    attach(model, estimated_stepping_batches=batches)
+    configured = model.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[1]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(1e-2, rel=0.05)
+    assert rates[-1] < 0.05 * max(rates)
+    assert rates[0] < 0.5 * max(rates)
+
+
+@pytest.mark.parametrize(("step", "stops"), [(49, False), (50, True)])
+def test_schedule_ends_training(model: DdpmSt, step: int, stops: bool) -> None:
+    """Training stops when the schedule is done, and not before."""
+    trainer = attach(model, global_step=step, should_stop=False)
+    model.on_train_batch_end(None, None, 0)
+    assert trainer.should_stop is stops
+
+
+def make_batch(count: int = 2) -> ImageBatch:
+    """Batch of normal images."""
+    return ImageBatch(image=torch.rand(count, 3, 64, 64), gt_label=torch.zeros(count, dtype=torch.bool))
+
+
+def test_training_step(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defects go to the student, the clean images to the teacher, the masks to the loss."""
+    batch = make_batch()
+    augmented, masks = torch.rand(2, 3, 64, 64), (torch.rand(2, 1, 64, 64) < 0.5).float()
+    logged: dict[str, Any] = {}
+    model.train()
+    model.generator = lambda images: (augmented, masks) if images is batch.image else None
+    monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: value}))
+    with torch.no_grad():
+        expected = model.loss(*model.model(augmented, batch.image), masks)
+        loss = model.training_step(batch, 0)["loss"]
+    torch.testing.assert_close(loss, expected)
+    assert logged["train_loss"] is loss
+
+
+def test_training_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps on one batch lower the loss and leave the teacher alone."""
+    model = make_model(foreground="off", anomaly_probability=1.0)
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    attach(model, estimated_stepping_batches=1000, strategy=None)
+    optimizer = torch.optim.AdamW([value for value in model.model.parameters() if value.requires_grad], lr=1e-3)
+    before = {name: value.clone() for name, value in model.model.teacher.state_dict().items()}
+    batch = make_batch(4)
+    generator = DiffusionAnomalyGenerator(None, **model.generator_settings)
+    fixed = generator(batch.image)
+    model.generator = lambda _: fixed
+    model.train()
+    losses = []
+    for _ in range(8):
+        loss = model.training_step(batch, 0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(value, before[name]) for name, value in model.model.teacher.state_dict().items())
+
+
+def test_validation_step(model: DdpmSt) -> None:
+    """Map and score are added to the batch."""
+    batch = make_batch()
+    model.eval()
+    with torch.no_grad():
+        result = model.validation_step(batch, 0)
+        expected = model.model(batch.image)
+    torch.testing.assert_close(result.anomaly_map, expected.anomaly_map.reshape(result.anomaly_map.shape))
+    torch.testing.assert_close(result.pred_score, expected.pred_score)
+
+
+@pytest.mark.parametrize(("given", "norm"), [(None, 1.0), (0.25, 0.25)])
+def test_gradient_clipping(
+    model: DdpmSt,
+    given: float | None,
+    norm: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The norm is clipped to one, or to what the Trainer is given."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(model, "clip_gradients", lambda _, value, algorithm: calls.append((value, algorithm)))
+    model.configure_gradient_clipping(None, given, None)
+    model.configure_gradient_clipping(None, given, "value")
+    assert calls == [(norm, "norm"), (norm, "value")]
+
+
+def test_self_texture_needs_no_diffusion(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither DDPM nor bank is prepared, and the generator has no bank."""
+
+    def fail(*_: Any, **__: Any) -> None:  # ruff: ignore[any-type]
+        pytest.fail("stage 1 was started")
+
+    monkeypatch.setattr(lightning_model, "prepare_diffusion", fail)
+    monkeypatch.setattr(lightning_model, "prepare_bank", fail)
+    attach(model, state=SimpleNamespace(fn=TrainerFn.FITTING), datamodule=None)
+    model.prepare_data()
+    model.on_train_start()
+    assert isinstance(model.generator, DiffusionAnomalyGenerator)
+    assert model.generator.bank is None
+    model.teardown("fit")
+    assert model.generator is None
+
+
+@pytest.mark.parametrize("function", [TrainerFn.TESTING, TrainerFn.VALIDATING, TrainerFn.PREDICTING])
+def test_nothing_is_prepared_for_testing(function: TrainerFn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only training makes defects."""
+    model = make_model(synthesis="diffusion")
+    monkeypatch.setattr(model, "_prepare_bank", lambda *_: pytest.fail("stage 1 was started"))
+    attach(model, state=SimpleNamespace(fn=function), datamodule=None)
+    model.prepare_data()
+
+
+def test_other_datasets_are_refused(model: DdpmSt) -> None:
+    """A dataset without paths is named, with the way out."""
+    with pytest.raises(TypeError, match=r"TensorDataset.*Folder.*self_texture"):
+        model._prepare_bank(torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8)))
+
+
+def test_only_normal_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages 1 and 2 see the normal training images, at the size of the detector, and nothing else."""
+    model = make_model(synthesis="diffusion", cache_dir=str(tmp_path), bank_size=3, diffusion_steps=9)
+    rows = []
+    for index, label in enumerate((0, 1, 0)):
+        path = tmp_path / f"{index}.png"
+        Image.new("RGB", (40, 30), (index * 100, 0, 0)).save(path)
+        rows.append({"image_path": str(path), "label_index": label})
+    calls: dict[str, Any] = {}
+
+    def prepare_diffusion(images: torch.Tensor, cache_dir: Path, settings: dict, **trainer: Any) -> Path:  # ruff: ignore[any-type]
+        calls.update(images=images, cache_dir=cache_dir, steps=settings["training_steps"], trainer=trainer)
+        return tmp_path / "ddpm"
+
+    def prepare_bank(images: torch.Tensor, path: Path, cache_dir: Path, settings: dict, *_: Any, **__: Any) -> Path:  # ruff: ignore[any-type]
+        calls.update(bank_images=images, path=path, bank_cache=cache_dir, size=settings["size"])
+        return tmp_path / "bank"
+
+    monkeypatch.setattr(lightning_model, "prepare_diffusion", prepare_diffusion)
+    monkeypatch.setattr(lightning_model, "prepare_bank", prepare_bank)
+    attach(model, strategy=SimpleNamespace(root_device=torch.device("cpu")), precision="32-true")
+    folder = model._prepare_bank(SimpleNamespace(samples=pd.DataFrame(rows)))
+    assert folder == tmp_path / "bank"
+    assert calls["images"].shape == (2, 3, 256, 256)
+    assert calls["images"][:, 0, 0, 0].tolist() == [0, 200]
+    assert torch.equal(calls["bank_images"], calls["images"])
+    assert calls["cache_dir"] == calls["bank_cache"] == tmp_path
+    assert calls["steps"] == 9
+    assert calls["size"] == 3
+    assert calls["path"] == tmp_path / "ddpm"
+    assert calls["trainer"]["accelerator"] == "cpu"
+
+
+def test_setup_asks_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are asked for when training starts, if they are wanted and not there yet."""
+    asked: list[bool] = []
+    model = make_model(pre_trained=True)
+
+    def load(*_: Any) -> None:  # ruff: ignore[any-type]
+        asked.append(True)
+        model.model.teacher.has_weights.fill_(value=True)
+
+    monkeypatch.setattr(model.model, "load_teacher_weights", load)
+    model.setup("test")
+    assert not asked
+    model.setup("fit")
+    model.setup("fit")
+    assert asked == [True]
+
+    random = make_model(pre_trained=False)
+    monkeypatch.setattr(random.model, "load_teacher_weights", lambda *_: pytest.fail("the hub was asked"))
+    random.setup("fit")

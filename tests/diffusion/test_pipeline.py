@@ -1,0 +1,190 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the sampling pipeline."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
+from anomalib_ddpm_st.diffusion import pipeline as pipeline_module
+from anomalib_ddpm_st.diffusion.unet import patchify
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    """Seeded generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def replace_network(patch: pytest.MonkeyPatch, answer: torch.Tensor | None = None) -> list[int]:
+    """Let the network answer with a known clean image, or with its own input; return the timesteps it is asked."""
+    asked: list[int] = []
+
+    def denoise(_: UNet2DModel, sample: torch.Tensor, timestep: torch.Tensor, *__: torch.Tensor) -> torch.Tensor:
+        asked.append(int(timestep))
+        return sample if answer is None else patchify(answer * 2 - 1, 4)
+
+    patch.setattr(pipeline_module, "denoise", denoise)
+    return asked
+
+
+@pytest.mark.parametrize("arguments", [{"start": "noise"}, {"start": 400}])
+def test_save_and_load(pipeline: DefectPipeline, arguments: dict[str, Any], tmp_path: Path) -> None:
+    """The loaded pipeline gives the same samples."""
+    pipeline.save_pretrained(tmp_path)
+    loaded = DefectPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.scheduler, PerturbedDDPMScheduler)
+    arguments = {"images": torch.rand(2, 3, 32, 32), "num_inference_steps": 3, "strength": 0.3, **arguments}
+    first = pipeline(**arguments, generator=seeded()).images
+    assert torch.equal(first, loaded(**arguments, generator=seeded()).images)
+
+
+@pytest.mark.parametrize("perturbation", ["constant", "scaled"])
+@pytest.mark.parametrize("start", ["noise", 600])
+def test_generator_decides_everything(pipeline: DefectPipeline, perturbation: str, start: int | str) -> None:
+    """Same generator, same images; another one, others; the global random state is not touched."""
+    arguments: dict[str, Any] = {
+        "images": torch.rand(2, 3, 32, 32),
+        "num_inference_steps": 3,
+        "perturbation": perturbation,
+        "strength": torch.tensor([0.2, 0.5]),
+        "start": start,
+    }
+    state = torch.get_rng_state()
+    first = pipeline(**arguments, generator=seeded()).images
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(first, pipeline(**arguments, generator=seeded()).images)
+    assert not torch.equal(first, pipeline(**arguments, generator=seeded(4)).images)
+
+
+def test_list_of_generators(pipeline: DefectPipeline) -> None:
+    """With one generator for each sample, a sample does not depend on its neighbours."""
+    images = torch.rand(2, 3, 32, 32)
+    arguments: dict[str, Any] = {"num_inference_steps": 3, "strength": 0.3, "start": 300}
+    both = pipeline(images=images, generator=[seeded(1), seeded(2)], **arguments).images
+    alone = pipeline(images=images[1:], generator=[seeded(2)], **arguments).images
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("strength", "start"), [(0.0, 5), (0.0, 999), (0.4, 300)])
+def test_perfect_network_gives_the_image_back(
+    pipeline: DefectPipeline,
+    strength: float,
+    start: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last step shows the network's prediction: neither noise nor perturbation is left in the image."""
+    images = torch.rand(2, 3, 32, 32)
+    replace_network(monkeypatch, images)
+    result = pipeline(images=images, start=start, strength=strength, num_inference_steps=6, generator=seeded()).images
+    torch.testing.assert_close(result, images, atol=1e-5, rtol=0)
+
+
+def test_tiny_start_stays_close(pipeline: DefectPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that changes nothing, started just above zero, gives the image with next to no noise."""
+    images = torch.rand(2, 3, 32, 32) * 0.8 + 0.1
+    replace_network(monkeypatch)
+    result = pipeline(images=images, start=1, generator=seeded()).images
+    assert 0 < (result - images).abs().max() < 0.06
+
+
+def test_paired_start_depends_on_the_image_and_noise_start_does_not(pipeline: DefectPipeline) -> None:
+    """Only a paired sample sees the normal image."""
+    one, other = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
+
+    def sample(images: torch.Tensor, start: int | str) -> torch.Tensor:
+        return pipeline(images=images, start=start, num_inference_steps=2, generator=seeded()).images
+
+    assert torch.equal(sample(one, "noise"), sample(other, "noise"))
+    assert not torch.equal(sample(one, 300), sample(other, 300))
+
+
+def test_strength_changes_the_sample(pipeline: DefectPipeline) -> None:
+    """A perturbation of one image leaves its neighbour alone (scaled: no draw more)."""
+    arguments: dict[str, Any] = {"images": torch.rand(2, 3, 32, 32), "num_inference_steps": 4, "start": 500}
+    arguments["perturbation"] = "scaled"
+    plain = pipeline(**arguments, generator=seeded()).images
+    perturbed = pipeline(**arguments, strength=torch.tensor([0.0, 2.0]), generator=seeded()).images
+    torch.testing.assert_close(perturbed[0], plain[0], atol=1e-5, rtol=0)
+    assert not torch.allclose(perturbed[1], plain[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "calls"), [("noise", 5, 5), (400, 7, 7), (3, 20, 3), (1, 20, 1), (999, 1, 1)]
+)
+def test_timesteps(
+    pipeline: DefectPipeline,
+    start: int | str,
+    steps: int,
+    calls: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The network is asked from the start downwards, never twice, and never at zero."""
+    images = torch.rand(1, 3, 32, 32)
+    asked = replace_network(monkeypatch, images)
+    pipeline(images=images, start=start, num_inference_steps=steps, generator=seeded())
+    assert len(asked) == calls
+    assert asked[0] == (999 if start == "noise" else start)
+    assert all(now > after for now, after in pairwise(asked))
+    assert asked[-1] > 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (30, 45), (1, 9), (40, 24)])
+@pytest.mark.parametrize("start", ["noise", 200])
+def test_shape_and_range(pipeline: DefectPipeline, size: tuple[int, int], start: int | str) -> None:
+    """Any size comes out as it went in, with values in [0, 1]."""
+    result = pipeline(
+        images=torch.rand(2, 3, *size), start=start, num_inference_steps=2, strength=5.0, generator=seeded()
+    ).images
+    assert result.shape == (2, 3, *size)
+    assert result.dtype == torch.float32
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert result.std() > 0
+
+
+def test_padding_does_not_move_the_image(pipeline: DefectPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to make the size fit is cut off at the same place."""
+    images = torch.rand(1, 3, 27, 30) * 0.8 + 0.1
+    replace_network(monkeypatch)
+    result = pipeline(images=images, start=1, generator=seeded()).images
+    assert (result - images).abs().max() < 0.06
+
+
+def test_without_images() -> None:
+    """Batch size and the size of the network decide."""
+    pipeline = DefectPipeline(
+        build_unet((32, 48), block_out_channels=(8, 8)), PerturbedDDPMScheduler(prediction_type="sample")
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    (result,) = pipeline(batch_size=3, num_inference_steps=2, generator=seeded(), return_dict=False)
+    assert result.shape == (3, 3, 32, 48)
+
+
+def test_paired_needs_images(pipeline: DefectPipeline) -> None:
+    """The message says what to give."""
+    with pytest.raises(ValueError, match="images"):
+        pipeline(start=300)
+
+
+@pytest.mark.parametrize("start", [0, -1, 1000])
+def test_start_outside_of_the_schedule(pipeline: DefectPipeline, start: int) -> None:
+    """The message names the range and what was given."""
+    with pytest.raises(ValueError, match=rf"1 to 999.*{start}"):
+        pipeline(images=torch.rand(1, 3, 32, 32), start=start)
+
+
+def test_errors_of_the_scheduler_reach_the_caller(pipeline: DefectPipeline) -> None:
+    """Perturbation and strength are checked."""
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="Unknown perturbation"):
+        pipeline(images=images, start=100, perturbation="none")
+    with pytest.raises(ValueError, match="negative"):
+        pipeline(images=images, start=100, strength=-1.0)

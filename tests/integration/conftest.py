@@ -1,0 +1,88 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny real data: tiles of a photograph in the layout of MVTec AD."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anomalib.data import MVTecAD
+
+from anomalib_ddpm_st.demo import write_data
+
+ROOT = Path(__file__).parents[2]
+CATEGORY = "gravel"
+TINY: dict[str, Any] = {
+    "pre_trained": False,
+    "diffusion_steps": 2,
+    "bank_size": 4,
+    "sampling_steps": 2,
+    "training_steps": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def mvtec_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of one category with six normal, two good and two defective images."""
+    source = tmp_path_factory.mktemp("tiles")
+    write_data(source, CATEGORY, seed=0)
+    root = tmp_path_factory.mktemp("mvtec")
+    moves = [
+        ("train/good", "train/good", "", 6),
+        ("test/good", "test/good", "", 2),
+        ("test/defect", "test/defect", "", 2),
+        ("mask/defect", "ground_truth/defect", "_mask", 2),
+    ]
+    for folder, target, suffix, count in moves:
+        (root / CATEGORY / target).mkdir(parents=True)
+        for path in sorted((source / folder).glob("*.png"))[:count]:
+            shutil.copy(path, root / CATEGORY / target / f"{path.stem}{suffix}.png")
+    return root
+
+
+@pytest.fixture
+def datamodule(mvtec_root: Path) -> MVTecAD:
+    """Datamodule of the tiny category."""
+    return MVTecAD(root=mvtec_root, category=CATEGORY, train_batch_size=2, eval_batch_size=2, num_workers=0)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Cache that the tests share, so that the DDPM is trained once."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny(cache_dir: str) -> dict[str, Any]:
+    """Init arguments of a model that trains in seconds."""
+    return {**TINY, "cache_dir": cache_dir}
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a command in an empty folder, offline, and show its output where it fails."""
+
+    def call(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+        scripts = Path(sys.executable).parent
+        environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
+        result = subprocess.run(
+            arguments,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        if check and result.returncode:
+            pytest.fail(f"{' '.join(arguments)} exited with {result.returncode}:\n{result.stdout}\n{result.stderr}")
+        return result
+
+    return call

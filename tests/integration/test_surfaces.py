@@ -1,0 +1,135 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every surface of anomalib that takes a model by name finds DdpmSt."""
+
+import csv
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from anomalib.models import get_model, list_models
+
+import anomalib_ddpm_st
+
+ROOT = Path(__file__).parents[2]
+Shell = Callable[..., subprocess.CompletedProcess]
+
+# benchmark has no settings of a trainer or of a single model: the schedule is shortened by changing the defaults.
+SHORT_BENCHMARK = """
+import inspect, sys
+import anomalib_ddpm_st
+from anomalib_ddpm_st.cli import main
+init = anomalib_ddpm_st.DdpmSt.__init__
+names = [name for name, p in inspect.signature(init).parameters.items() if p.default is not inspect.Parameter.empty]
+defaults = dict(zip(names, init.__defaults__, strict=True))
+defaults.update(eval(sys.argv.pop(1)))
+init.__defaults__ = tuple(defaults.values())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "surface",
+    ["name", "class_path", "dotted_class_path", "anomalib_class_path", "list_models", "from_config"],
+)
+def test_python_surfaces(surface: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    if surface == "list_models":
+        assert "ddpm_st" in list_models()
+        assert "DdpmSt" in list_models(case="pascal")
+        return
+    if surface == "from_config":
+        path = tmp_path / "model.yaml"
+        path.write_text(yaml.safe_dump({"model": {"class_path": "anomalib_ddpm_st.DdpmSt", "init_args": tiny}}))
+        model = anomalib_ddpm_st.DdpmSt.from_config(path)
+    elif surface == "name":
+        model = get_model("ddpm_st", **tiny)
+    else:
+        path_of = {
+            "class_path": "DdpmSt",
+            "dotted_class_path": "anomalib_ddpm_st.DdpmSt",
+            "anomalib_class_path": "anomalib.models.DdpmSt",
+        }
+        model = get_model({"class_path": path_of[surface], "init_args": tiny})
+    assert isinstance(model, anomalib_ddpm_st.DdpmSt)
+    assert model.training_steps == tiny["training_steps"]
+
+
+@pytest.fixture
+def model_arguments(tiny: dict[str, Any]) -> list[str]:
+    return [
+        *(f"--model.{name}={value}" for name, value in tiny.items()),
+        "--model.visualizer=false",
+        "--trainer.accelerator=cpu",
+    ]
+
+
+@pytest.fixture
+def data_arguments(mvtec_root: Path) -> list[str]:
+    settings = {"root": mvtec_root, "category": "gravel", "train_batch_size": 2, "num_workers": 0}
+    return ["--data", "anomalib.data.MVTecAD", *(f"--data.{name}={value}" for name, value in settings.items())]
+
+
+def test_stock_command_line(
+    shell: Shell,
+    tmp_path: Path,
+    mvtec_root: Path,
+    model_arguments: list[str],
+    data_arguments: list[str],
+) -> None:
+    """One life of a model with anomalib's own commands: train, saved config, test, validate, predict, export."""
+    model = ["--model", "anomalib_ddpm_st.DdpmSt", *model_arguments]
+    output = shell("anomalib", "train", *model, *data_arguments).stdout
+    assert "image_AUROC" in output
+    run = tmp_path / "results" / "DdpmSt" / "MVTecAD" / "gravel" / "v0"
+    checkpoint = run / "weights" / "lightning" / "model.ckpt"
+    assert checkpoint.exists()
+
+    saved = next(tmp_path.rglob("config.yaml"))
+    assert yaml.safe_load(saved.read_text())["model"]["class_path"] == "anomalib_ddpm_st.DdpmSt"
+    shell("anomalib", "fit", "-c", str(saved))
+
+    with_checkpoint = [*model, "--ckpt_path", str(checkpoint)]
+    assert "image_AUROC" in shell("anomalib", "test", *with_checkpoint, *data_arguments).stdout
+    assert "image_AUROC" in shell("anomalib", "validate", *with_checkpoint, *data_arguments).stdout
+    image = next((mvtec_root / "gravel" / "test" / "defect").glob("*.png"))
+    shell("anomalib", "predict", *with_checkpoint, "--data", str(image))
+    shell("anomalib", "export", *with_checkpoint, "--export_type", "openvino")
+    assert list(tmp_path.rglob("model.xml"))
+
+
+def test_config_file_and_short_name(
+    shell: Shell,
+    tmp_path: Path,
+    model_arguments: list[str],
+    data_arguments: list[str],
+) -> None:
+    config = str(ROOT / "configs" / "ddpm_st.yaml")
+    shell("anomalib", "fit", "-c", config, *model_arguments, "--trainer.max_steps=1", *data_arguments)
+    short = ["--model", "DdpmSt", *model_arguments, "--trainer.max_steps=1"]
+    shell("anomalib-ddpm-st", "fit", *short, *data_arguments)
+    assert len(list(tmp_path.rglob("model.ckpt"))) == 2
+
+
+def test_unknown_backbone_on_the_command_line(shell: Shell, data_arguments: list[str]) -> None:
+    model = ["--model", "anomalib_ddpm_st.DdpmSt", "--model.backbone", "resnet81"]
+    result = shell("anomalib", "fit", *model, *data_arguments, check=False)
+    assert result.returncode != 0
+    assert "timm knows no backbone 'resnet81'" in result.stdout + result.stderr
+
+
+def test_benchmark(shell: Shell, tmp_path: Path, mvtec_root: Path, tiny: dict[str, Any]) -> None:
+    config = yaml.safe_load((ROOT / "configs" / "benchmark_bottle.yaml").read_text())
+    config["benchmark"]["data"]["init_args"].update(root=str(mvtec_root), category="gravel", num_workers=0)
+    # All models of the grid take the same init arguments.
+    config["benchmark"]["model"]["init_args"] = {"backbone": "resnet18", "pre_trained": False}
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(config))
+    shell("python", "-c", SHORT_BENCHMARK, repr(tiny), "benchmark", "-c", str(path))
+    with next(tmp_path.rglob("results.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model.class_path"] for row in rows] == ["DdpmSt", "Patchcore", "Padim"]
+    assert all(0 <= float(row["image_AUROC"]) <= 1 for row in rows)

@@ -1,0 +1,210 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the bank of textures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from anomalib_ddpm_st.diffusion import DefectPipeline
+from anomalib_ddpm_st.diffusion import pipeline as pipeline_module
+from anomalib_ddpm_st.synthesis import TextureBank, sample_bank
+from anomalib_ddpm_st.synthesis.bank import TENSORS_FILE, thumbnails
+
+
+def make_bank(sources: list[int], levels: tuple[float, ...] = (0.1, 0.5, 0.9)) -> TextureBank:
+    """Bank with flat textures whose value is their index, and flat normal images of the given brightness."""
+    textures = torch.arange(len(sources)).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16).to(torch.uint8)
+    normal = torch.tensor(levels).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    return TextureBank(textures, torch.tensor(sources), thumbnails(normal))
+
+
+def flat(*levels: float) -> torch.Tensor:
+    """Flat images of the given brightness."""
+    return torch.tensor(levels).reshape(-1, 1, 1, 1).expand(-1, 3, 24, 20)
+
+
+def drawn(bank: TextureBank, images: torch.Tensor, times: int = 60) -> list[set[int]]:
+    """Every texture that was drawn for each image."""
+    source = torch.Generator().manual_seed(0)
+    indices = torch.stack([bank.draw(images, source) for _ in range(times)])
+    return [set(column.tolist()) for column in indices.T]
+
+
+def test_thumbnails_are_means_of_blocks() -> None:
+    """A thumbnail holds the mean of each block."""
+    images = torch.rand(2, 3, 32, 48)
+    expected = images.reshape(2, 3, 16, 2, 16, 3).mean(dim=(3, 5)).flatten(1)
+    torch.testing.assert_close(thumbnails(images), expected)
+
+
+def test_draw_takes_the_textures_of_the_most_similar_source() -> None:
+    """Every texture of the nearest normal image is drawn at some time, and no other."""
+    bank = make_bank([0, 1, 2, 1, 0, 1])
+    assert drawn(bank, flat(0.15, 0.85, 0.55)) == [{0, 4}, {2}, {1, 3, 5}]
+
+
+def test_noise_textures_go_with_any_image() -> None:
+    """Textures from pure noise are drawn beside those of the source."""
+    bank = make_bank([0, -1, 2, -1])
+    assert drawn(bank, flat(0.0, 0.9)) == [{0, 1, 3}, {1, 2, 3}]
+    assert drawn(make_bank([-1, -1]), flat(0.3)) == [{0, 1}]
+
+
+def test_sources_without_texture_are_passed_over() -> None:
+    """A normal image that no texture was made of is never the match."""
+    bank = make_bank([0, 2, 2])
+    assert drawn(bank, flat(0.52, 0.48, 0.5 - 0.01)) == [{1, 2}, {0}, {0}]
+
+
+def test_draw_is_even_and_seeded() -> None:
+    """All eligible textures are equally likely, and the generator decides."""
+    bank = make_bank([0, 0, 0, 0])
+    images = flat(0.1).expand(4000, -1, -1, -1)
+    indices = bank.draw(images, torch.Generator().manual_seed(1))
+    assert torch.equal(indices, bank.draw(images, torch.Generator().manual_seed(1)))
+    assert (torch.bincount(indices, minlength=4) - 1000).abs().max() < 130
+
+
+def test_draw_by_content(normal_images: torch.Tensor) -> None:
+    """An image finds its own texture among others, also a little changed."""
+    bank = TextureBank(normal_images, torch.arange(4), thumbnails(normal_images / 255))
+    order = torch.tensor([2, 0, 3, 1])
+    images = (normal_images[order] / 255 + 0.03 * torch.randn(4, 3, 32, 32)).clamp(0, 1)
+    assert torch.equal(bank.draw(images), order)
+
+
+def test_get() -> None:
+    """Textures come back in [0, 1], and are resized where another size is asked for."""
+    textures = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    bank = TextureBank(textures, torch.arange(3), torch.zeros(3, 768))
+    indices = torch.tensor([2, 0, 0])
+    torch.testing.assert_close(bank.get(indices, (16, 16)), textures[indices] / 255)
+    halved = bank.get(indices, (8, 8))
+    assert halved.shape == (3, 3, 8, 8)
+    assert halved.mean().item() == pytest.approx((textures[indices] / 255).mean().item(), abs=0.03)
+    wide = bank.get(indices[:1], (20, 40))
+    assert wide.shape == (1, 3, 20, 40)
+    assert 0 <= wide.min() <= wide.max() <= 1
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    """What was saved is loaded."""
+    bank = make_bank([0, -1, 2])
+    bank.save(tmp_path)
+    loaded = TextureBank.load(str(tmp_path))
+    assert len(loaded) == 3
+    for name in ("textures", "sources", "source_thumbnails"):
+        assert torch.equal(getattr(loaded, name), getattr(bank, name))
+        assert getattr(loaded, name).dtype == getattr(bank, name).dtype
+
+
+def test_load_nothing(tmp_path: Path) -> None:
+    """The message names the folder."""
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        TextureBank.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "tensors"])
+def test_load_damaged(damage: str, tmp_path: Path) -> None:
+    """The message names the file and the way out."""
+    make_bank([0, 1]).save(tmp_path)
+    path = tmp_path / TENSORS_FILE
+    content = path.read_bytes()
+    if damage == "tensors":
+        save_file({"textures": torch.zeros(1), "pictures": torch.zeros(1)}, path)
+    else:
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"no tensors here"}[damage])
+    with pytest.raises(ValueError, match=rf"{TENSORS_FILE}.*damaged.*delete"):
+        TextureBank.load(tmp_path)
+
+
+def test_empty_bank() -> None:
+    """A bank without textures is refused at once."""
+    with pytest.raises(ValueError, match="at least one"):
+        TextureBank(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0), torch.zeros(1, 768))
+
+
+SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "batch_size": 3}
+
+
+def test_sample_bank(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """Shapes, kinds and values are those that the class describes, and every normal image gets its turn."""
+    bank = sample_bank(pipeline, normal_images, size=10, **SETTINGS)
+    assert len(bank) == 10
+    assert bank.textures.shape == (10, 3, 32, 32)
+    assert bank.textures.dtype == torch.uint8
+    torch.testing.assert_close(bank.source_thumbnails, thumbnails(normal_images / 255))
+    counts = torch.bincount(bank.sources, minlength=4)
+    assert counts.min() >= 2
+    assert counts.max() <= 3
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.3, 3), (0.5, 5), (1.0, 10)])
+def test_from_noise(pipeline: DefectPipeline, normal_images: torch.Tensor, share: float, count: int) -> None:
+    """The share from pure noise has no source; the rest has one."""
+    bank = sample_bank(pipeline, normal_images, size=10, from_noise=share, **SETTINGS)
+    assert len(bank) == 10
+    assert (bank.sources == -1).sum() == count
+    assert ((bank.sources >= 0) & (bank.sources < 4)).sum() == 10 - count
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_any_size(pipeline: DefectPipeline, normal_images: torch.Tensor, size: int) -> None:
+    """Fewer textures than images, or a number that does not divide, will do."""
+    bank = sample_bank(pipeline, normal_images, size=size, **SETTINGS)
+    assert len(bank) == len(bank.sources) == size
+    assert bank.sources.unique().numel() == min(size, 4)
+
+
+def test_sample_bank_is_seeded(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """The seed decides, and the global random state is not touched."""
+    state = torch.get_rng_state()
+    arguments: dict[str, Any] = {"size": 4, "from_noise": 0.25, **SETTINGS}
+    first = sample_bank(pipeline, normal_images, seed=1, **arguments)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    second = sample_bank(pipeline, normal_images, seed=1, **arguments)
+    other = sample_bank(pipeline, normal_images, seed=2, **arguments)
+    assert torch.equal(first.textures, second.textures)
+    assert torch.equal(first.sources, second.sources)
+    assert not torch.equal(first.textures, other.textures)
+
+
+def test_texture_is_paired_with_its_source(
+    pipeline: DefectPipeline,
+    normal_images: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a network that changes nothing, a texture looks like the source it names."""
+    monkeypatch.setattr(pipeline_module, "denoise", lambda _, sample, *__: sample)
+    bank = sample_bank(pipeline, normal_images, size=9, strength=(0.0, 0.0), start=(1, 1), **SETTINGS)
+    difference = bank.textures.float() - normal_images[bank.sources].float()
+    assert difference.abs().max() < 16
+
+
+def test_strength_and_start_stay_in_range(
+    pipeline: DefectPipeline,
+    normal_images: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each texture has a strength of its own; both ranges are kept and used, ends included."""
+    strengths, starts = [], []
+    original = DefectPipeline.__call__
+
+    def spy(self: DefectPipeline, **arguments: Any) -> Any:  # ruff: ignore[any-type]
+        strengths.extend(arguments["strength"].tolist())
+        starts.append(arguments["start"])
+        return original(self, **{**arguments, "num_inference_steps": 1})
+
+    monkeypatch.setattr(DefectPipeline, "__call__", spy)
+    sample_bank(pipeline, normal_images, size=40, strength=(0.2, 0.6), start=(5, 7), batch_size=2)
+    assert len(strengths) == 40
+    assert len(set(strengths)) == 40
+    assert 0.2 <= min(strengths) < 0.3
+    assert 0.5 < max(strengths) <= 0.6
+    assert set(starts) == {5, 6, 7}

@@ -1,0 +1,119 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the reading of normal images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalib_ddpm_st.images import load_normal_images
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray = PIXELS, mode: str | None = None) -> Path:
+    """Write pixels to a file, converted to another mode if asked for."""
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path)
+    return path
+
+
+def test_rgb(tmp_path: Path) -> None:
+    """At their own size, images come out as they were written, in their order."""
+    paths = [save(tmp_path / "b.png"), save(tmp_path / "a.png", 255 - PIXELS)]
+    images = load_normal_images(paths, (12, 20))
+    assert images.dtype == torch.uint8
+    assert images.shape == (2, 3, 12, 20)
+    assert torch.equal(images[0], torch.from_numpy(PIXELS).permute(2, 0, 1))
+    assert torch.equal(images[1], 255 - images[0])
+
+
+def test_strings_and_mixed_sizes(tmp_path: Path) -> None:
+    """Images of any size are brought to one size, height first."""
+    tall = np.zeros((60, 30, 3), dtype=np.uint8)
+    tall[:30] = 200
+    paths = [str(save(tmp_path / "tall.png", tall)), str(save(tmp_path / "wide.jpg"))]
+    images = load_normal_images(paths, (16, 8))
+    assert images.shape == (2, 3, 16, 8)
+    assert (images[0, :, :7] == 200).all()
+    assert (images[0, :, 9:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
+def test_modes(mode: str, tmp_path: Path) -> None:
+    """Every mode of 8 bits becomes what PIL makes of it in RGB."""
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    paths = [save(tmp_path / f"{index}{suffix}", mode=mode) for index in range(2)]
+    images = load_normal_images(paths, (12, 20))
+    with Image.open(paths[0]) as image:
+        expected = torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(images[0], expected)
+    if mode in {"L", "LA", "1"}:
+        assert torch.equal(images[0, 0], images[0, 2])
+
+
+def test_transparent_pixels_keep_their_colour(tmp_path: Path) -> None:
+    """The alpha channel is left out."""
+    pixels = np.concatenate([PIXELS, np.zeros((12, 20, 1), dtype=np.uint8)], axis=2)
+    paths = [save(tmp_path / f"{index}.png", pixels) for index in range(2)]
+    assert torch.equal(load_normal_images(paths, (12, 20))[0], torch.from_numpy(PIXELS).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_images_are_not_saturated(suffix: str, tmp_path: Path) -> None:
+    """Grey images of 16 bits are read right or refused by name, but not turned white in silence."""
+    ramp = np.linspace(0, 65535, 12 * 20).reshape(12, 20).astype(np.uint16)
+    paths = [save(tmp_path / f"{index}{suffix}", ramp) for index in range(2)]
+    try:
+        images = load_normal_images(paths, (12, 20))
+    except ValueError as error:
+        assert paths[0].name in str(error)  # ruff: ignore[pytest-assert-in-except]
+    else:
+        torch.testing.assert_close(
+            images[0, 0].float(), torch.from_numpy(ramp.astype(np.float32)) / 257, atol=1.0, rtol=0
+        )
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
+@pytest.mark.parametrize("kept", [0, 10, 0.5])
+def test_truncated_file(suffix: str, kept: float, tmp_path: Path) -> None:
+    """The message names the file, whatever is missing of it."""
+    good = save(tmp_path / f"good{suffix}", np.kron(PIXELS, np.ones((8, 8, 1), dtype=np.uint8)))
+    content = good.read_bytes()
+    bad = tmp_path / f"bad{suffix}"
+    bad.write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
+    with pytest.raises(ValueError, match=rf"bad{suffix} cannot be read"):
+        load_normal_images([good, bad], (12, 20))
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    """A file that is not there, is no image, or is a folder is named."""
+    good = save(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("nowhere.png", "text.png", "folder.png"):
+        with pytest.raises(ValueError, match=name):
+            load_normal_images([good, tmp_path / name], (12, 20))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images(count: int, tmp_path: Path) -> None:
+    """The message says how many there are and how many are needed."""
+    with pytest.raises(ValueError, match=rf"at least 2.*{count}"):
+        load_normal_images([save(tmp_path / "one.png")] * count, (12, 20))
+
+
+@pytest.mark.parametrize(("count", "limit"), [(10, 4), (7, 7), (9, 8), (5, 50)])
+def test_max_images(count: int, limit: int, tmp_path: Path) -> None:
+    """Of more images, evenly spaced ones are taken, each once and in order."""
+    paths = [save(tmp_path / f"{index}.png", np.full((4, 4, 3), index, dtype=np.uint8)) for index in range(count)]
+    taken = load_normal_images(paths, (4, 4), max_images=limit)[:, 0, 0, 0].tolist()
+    assert len(taken) == min(count, limit)
+    assert taken == sorted(set(taken))
+    gaps = np.diff(taken)
+    assert gaps.max() - gaps.min() <= 1
+    assert taken[0] == 0
