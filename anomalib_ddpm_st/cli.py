@@ -4,7 +4,7 @@
 """``anomalib-ddpm-st``: anomalib's command line with the plugin loaded, and three commands of its own."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from . import demo as demo_module
 from .cache import default_cache_dir
 from .diffusion import train_diffusion
 from .images import load_normal_images
+from .registration import keep_benchmark_results
 from .synthesis import DiffusionAnomalyGenerator
 from .synthesis.preparation import prepare_bank, prepare_diffusion
 from .visualization import save_contact_sheet
@@ -171,7 +172,20 @@ COMMANDS: dict[str, Callable] = {"diffusion": diffusion, "synthesize": synthesiz
 
 
 class DdpmStCLI(AnomalibCLI):
-    """anomalib's command line with ``diffusion``, ``synthesize`` and ``demo`` added."""
+    """anomalib's command line with ``diffusion``, ``synthesize`` and ``demo`` added.
+
+    Args:
+        args (Sequence[str] | None): Command line arguments. Defaults to those of the process.
+        run (bool): Whether to run the command. Defaults to ``True``.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        args = list(sys.argv[1:] if args is None else args)
+        if args[:1] == ["benchmark"]:
+            # The one command of anomalib that knows only the long name.
+            args = ["--config" if arg == "-c" else arg for arg in args]
+            keep_benchmark_results()
+        super().__init__(args, run)
 
     @staticmethod
     def anomalib_subcommands() -> dict[str, dict[str, str]]:

@@ -96,9 +96,10 @@ def test_same_seed_same_files(tmp_path: Path, good: Path, ddpm: Path) -> None:
 
 
 def test_errors_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "only.png")
     arguments = ["--images", str(tmp_path), "--output", str(tmp_path / "ddpm")]
     monkeypatch.setattr(sys, "argv", ["anomalib-ddpm-st", "diffusion", *arguments])
-    with pytest.raises(SystemExit, match="needs at least 2 normal images, but found 0"):
+    with pytest.raises(SystemExit, match="needs at least 2 normal images, but found 1"):
         cli.main()
 
 

@@ -8,9 +8,10 @@ import logging
 import anomalib.models
 import pytest
 from anomalib.models import AnomalibModule
+from anomalib.pipelines.benchmark.job import BenchmarkJob
 
 from anomalib_ddpm_st import DdpmSt, register
-from anomalib_ddpm_st.registration import PACKAGE
+from anomalib_ddpm_st.registration import PACKAGE, keep_benchmark_results
 
 
 def test_anomalib_still_has_the_tables() -> None:
@@ -18,6 +19,18 @@ def test_anomalib_still_has_the_tables() -> None:
     assert isinstance(anomalib.models.ALLOWED_MODULES, set)
     assert {"anomalib.models", "anomalib.models.image"} <= anomalib.models.ALLOWED_MODULES
     assert DdpmSt in AnomalibModule.__subclasses__()
+
+
+def test_benchmark_collects_jobs_with_different_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where anomalib has moved or mended its collection."""
+    first, second = {"seed": 1, "image_AUROC": 0.5}, {"seed": 1, "image_AUROC": 0.6, "pixel_AUPRO": 0.7}
+    monkeypatch.setattr(BenchmarkJob, "collect", staticmethod(BenchmarkJob.collect))
+    with pytest.raises(KeyError):
+        BenchmarkJob.collect([first, second])
+    keep_benchmark_results()
+    table = BenchmarkJob.collect([first, second])
+    assert table["image_AUROC"].tolist() == [0.5, 0.6]
+    assert table["pixel_AUPRO"].isna().tolist() == [True, False]
 
 
 def test_register_is_idempotent() -> None:

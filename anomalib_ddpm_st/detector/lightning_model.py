@@ -206,7 +206,11 @@ class DdpmSt(AnomalibModule):
         if self.trainer.state.fn != TrainerFn.FITTING or self.synthesis != "diffusion":
             return
         if isinstance(datamodule, AnomalibDataModule):
-            datamodule.setup(TrainerFn.FITTING)
+            try:
+                datamodule.setup(TrainerFn.FITTING)
+            except FileNotFoundError as error:
+                msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
+                raise FileNotFoundError(msg) from error
             self._bank_dir = self._prepare_bank(datamodule.train_data)
 
     def _prepare_bank(self, dataset: Dataset) -> Path:

@@ -213,13 +213,19 @@ def train_diffusion(
             trainer.fit(module, dataloader, ckpt_path=checkpoint if checkpoint.exists() else None)
         except SystemExit as interruption:
             # Lightning exits on Ctrl-C and leaves the signal ignored.
-            msg = f"The DDPM stopped at step {trainer.global_step} of {training_steps}; run again to go on."
-            raise KeyboardInterrupt(msg) from interruption
+            raise KeyboardInterrupt(_stopped(trainer, training_steps)) from interruption
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
+    if trainer.global_step < training_steps:
+        raise KeyboardInterrupt(_stopped(trainer, training_steps))
     pipeline = module.cpu().pipeline()
     if trainer.is_global_zero:
         pipeline.save_pretrained(output_dir)
         checkpoint.unlink(missing_ok=True)
     return pipeline
+
+
+def _stopped(trainer: Trainer, training_steps: int) -> str:
+    """Message of a training that ended before its time."""
+    return f"The DDPM stopped at step {trainer.global_step} of {training_steps}; run again to go on."

@@ -214,7 +214,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         """
         if parameters.texture_indices is not None and self.bank is not None:
             textures = self.bank.get(parameters.texture_indices, (images.shape[-2], images.shape[-1]))
-            textures = displace(textures, parameters.shifts, parameters.flips)
+            if parameters.shifts is not None and parameters.flips is not None:
+                textures = displace(textures, parameters.shifts, parameters.flips)
         else:
             textures = self_texture(images, parameters.tile_order, parameters.gain, parameters.offset)
         masks = parameters.perlin_masks & parameters.anomalous

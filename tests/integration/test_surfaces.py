@@ -18,19 +18,6 @@ import anomalib_ddpm_st
 ROOT = Path(__file__).parents[2]
 Shell = Callable[..., subprocess.CompletedProcess]
 
-# benchmark has no settings of a trainer or of a single model: the schedule is shortened by changing the defaults.
-SHORT_BENCHMARK = """
-import inspect, sys
-import anomalib_ddpm_st
-from anomalib_ddpm_st.cli import main
-init = anomalib_ddpm_st.DdpmSt.__init__
-names = [name for name, p in inspect.signature(init).parameters.items() if p.default is not inspect.Parameter.empty]
-defaults = dict(zip(names, init.__defaults__, strict=True))
-defaults.update(eval(sys.argv.pop(1)))
-init.__defaults__ = tuple(defaults.values())
-main()
-"""
-
 
 @pytest.mark.parametrize(
     "surface",
@@ -108,7 +95,8 @@ def test_config_file_and_short_name(
     data_arguments: list[str],
 ) -> None:
     config = str(ROOT / "configs" / "ddpm_st.yaml")
-    shell("anomalib", "fit", "-c", config, *model_arguments, "--trainer.max_steps=1", *data_arguments)
+    sooner = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    shell("anomalib", "fit", "-c", config, *model_arguments, *sooner, *data_arguments)
     short = ["--model", "DdpmSt", *model_arguments, "--trainer.max_steps=1"]
     shell("anomalib-ddpm-st", "fit", *short, *data_arguments)
     assert len(list(tmp_path.rglob("model.ckpt"))) == 2
@@ -124,12 +112,13 @@ def test_unknown_backbone_on_the_command_line(shell: Shell, data_arguments: list
 def test_benchmark(shell: Shell, tmp_path: Path, mvtec_root: Path, tiny: dict[str, Any]) -> None:
     config = yaml.safe_load((ROOT / "configs" / "benchmark_bottle.yaml").read_text())
     config["benchmark"]["data"]["init_args"].update(root=str(mvtec_root), category="gravel", num_workers=0)
-    # All models of the grid take the same init arguments.
-    config["benchmark"]["model"]["init_args"] = {"backbone": "resnet18", "pre_trained": False}
+    for model in config["benchmark"]["model"]["grid"]:
+        model["init_args"].update(tiny if model["class_path"] == "DdpmSt" else {"pre_trained": False})
     path = tmp_path / "benchmark.yaml"
     path.write_text(yaml.safe_dump(config))
-    shell("python", "-c", SHORT_BENCHMARK, repr(tiny), "benchmark", "-c", str(path))
+    shell("anomalib-ddpm-st", "benchmark", "-c", str(path))
     with next(tmp_path.rglob("results.csv")).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["model.class_path"] for row in rows] == ["DdpmSt", "Patchcore", "Padim"]
     assert all(0 <= float(row["image_AUROC"]) <= 1 for row in rows)
+    assert 0 <= float(rows[0]["pixel_AUPRO"]) <= 1

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.diffusion import pipeline as pipeline_module
 from anomalib_ddpm_st.synthesis import TextureBank, sample_bank
-from anomalib_ddpm_st.synthesis.bank import TENSORS_FILE, thumbnails
+from anomalib_ddpm_st.synthesis.bank import TENSORS_FILE, check_bank_settings, thumbnails
 
 
 def make_bank(sources: list[int], levels: tuple[float, ...] = (0.1, 0.5, 0.9)) -> TextureBank:
@@ -197,7 +197,9 @@ def test_strength_and_start_stay_in_range(
     original = DefectPipeline.__call__
 
     def spy(self: DefectPipeline, **arguments: Any) -> Any:  # ruff: ignore[any-type]
-        strengths.extend(arguments["strength"].tolist())
+        perturbed, undisturbed = arguments["strength"].chunk(2)
+        strengths.extend(perturbed.tolist())
+        assert not undisturbed.any()
         starts.append(arguments["start"])
         return original(self, **{**arguments, "num_inference_steps": 1})
 
@@ -208,3 +210,28 @@ def test_strength_and_start_stay_in_range(
     assert 0.2 <= min(strengths) < 0.3
     assert 0.5 < max(strengths) <= 0.6
     assert set(starts) == {5, 6, 7}
+
+
+def test_detail_is_given_back(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """Without a perturbation a texture with all of its detail is the normal image itself; without detail it is not."""
+    arguments: dict[str, Any] = {"size": 4, "strength": (0.0, 0.0), "start": (300, 300), "num_inference_steps": 2}
+    whole = sample_bank(pipeline, normal_images, detail=(1.0, 1.0), **arguments)
+    bare = sample_bank(pipeline, normal_images, detail=(0.0, 0.0), **arguments)
+    normal = normal_images[whole.sources].int()
+    assert (whole.textures.int() - normal).abs().max() <= 1
+    assert (bare.textures.int() - normal).abs().max() > 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("wild", (0, 1), (1, 2)), "Unknown perturbation 'wild'"),
+        (("constant", (2, 1), (1, 2)), "strength must be two numbers"),
+        (("scaled", (-1, 1), (1, 2)), "strength must be two numbers"),
+        (("constant", (0, 1), (0, 2)), "start must be two timesteps"),
+        (("constant", (0, 1), (900, 1000)), "start must be two timesteps"),
+    ],
+)
+def test_settings_are_checked(settings: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_bank_settings(*settings)

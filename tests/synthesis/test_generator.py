@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from anomalib_ddpm_st.synthesis import AnomalyParameters, DiffusionAnomalyGenerator, TextureBank
 from anomalib_ddpm_st.synthesis.bank import thumbnails
-from anomalib_ddpm_st.synthesis.generator import self_texture
+from anomalib_ddpm_st.synthesis.generator import displace, self_texture
 from anomalib_ddpm_st.synthesis.masks import foreground_mask
 
 
@@ -274,3 +274,22 @@ def test_bad_arguments(arguments: dict[str, Any]) -> None:
     """The message names the argument."""
     with pytest.raises(ValueError, match=next(iter(arguments))):
         DiffusionAnomalyGenerator(**arguments)
+
+
+def test_displace_against_roll_and_flip() -> None:
+    """Each texture is flipped and moved by its own numbers."""
+    textures = torch.rand(4, 3, 6, 5)
+    shifts = torch.tensor([[0, 0], [2, 0], [1, 3], [5, 4]])
+    flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    moved = displace(textures, shifts, flips)
+    for texture, shift, flip, result in zip(textures, shifts.tolist(), flips.tolist(), moved, strict=True):
+        dims = [axis + 1 for axis in range(2) if flip[axis]]
+        assert torch.equal(result, texture.flip(dims).roll(shift, dims=(1, 2)))
+
+
+@pytest.mark.parametrize("displacement", [0.0, 1.0])
+def test_share_of_displaced_textures(bank: TextureBank, displacement: float) -> None:
+    transform = DiffusionAnomalyGenerator(bank, 1.0, displacement=displacement)
+    parameters = transform.sample_parameters(torch.rand(64, 3, 16, 16))
+    assert parameters.shifts is not None
+    assert bool(parameters.shifts.any()) == bool(displacement)
