@@ -36,7 +36,7 @@ def content_key(settings: Mapping[str, Any], *tensors: torch.Tensor) -> str:
     digest = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())
     for tensor in tensors:
         digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -21,6 +21,7 @@ from .diffusion import train_diffusion
 from .images import load_normal_images
 from .registration import keep_benchmark_results
 from .synthesis import DiffusionAnomalyGenerator
+from .synthesis.bank import DEFAULT_STRENGTH
 from .synthesis.preparation import prepare_bank, prepare_diffusion
 from .visualization import save_contact_sheet
 
@@ -72,7 +73,7 @@ def diffusion(
         precision=precision,
     )
     generator = torch.Generator().manual_seed(seed)
-    samples = pipeline(batch_size=SHEET_ROWS, generator=generator).images
+    samples = pipeline(batch_size=SHEET_ROWS, generator=generator)[0]
     save_image(samples, output / "samples.png", nrow=4)
     print(f"Trained DDPM in {output}; {output / 'samples.png'} shows samples, which should look normal.")  # noqa: T201
 
@@ -83,7 +84,7 @@ def synthesize(
     count: int = 100,
     diffusion_path: Path | None = None,
     image_size: tuple[int, int] = (256, 256),
-    strength: tuple[float, float] = (0.3, 2.0),
+    strength: tuple[float, float] = DEFAULT_STRENGTH,
     perturbation: Literal["constant", "scaled"] = "constant",
     foreground: Literal["auto", "off"] = "auto",
     diffusion_steps: int = 1000,
@@ -149,7 +150,7 @@ def synthesize(
 
 def demo(
     output: Path = Path("demo_results"),
-    surface: Literal["brick", "grass", "gravel"] = demo_module.DEFAULT_SURFACE,
+    surface: Literal["brick", "grass", "gravel"] = "gravel",
     training_steps: int = demo_module.TRAINING_STEPS,
     diffusion_steps: int = demo_module.DIFFUSION_STEPS,
     seed: int = 0,

@@ -8,8 +8,9 @@ scratches, stains, holes and foreign patches. None of these is drawn by the gene
 """
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ from torchvision.io import ImageReadMode
 from torchvision.io import read_image as read_tensor
 
 from .detector import DdpmSt
+from .detector.lightning_model import Synthesis
 from .visualization import save_contact_sheet, save_score_histogram
 
-DEFAULT_SURFACE = "gravel"
 BACKBONE = "tf_efficientnet_lite0"
 LAYERS = ["blocks.1", "blocks.2", "blocks.4"]
 TILE = 128
@@ -180,12 +181,12 @@ def datamodule(root: Path, seed: int) -> Folder:
     )
 
 
-def train(output: Path, synthesis: str, seed: int, accelerator: str, **model_arguments: Any) -> tuple:  # noqa: ANN401
+def train(output: Path, synthesis: Synthesis, seed: int, accelerator: str, **model_arguments: Any) -> tuple:  # noqa: ANN401
     """Train and test one detector.
 
     Args:
         output (Path): Folder of the demo.
-        synthesis (str): Argument of :class:`DdpmSt`.
+        synthesis (Synthesis): Argument of :class:`DdpmSt`.
         seed (int): Seed of training.
         accelerator (str): Accelerator of the Trainer.
         **model_arguments: Further arguments of :class:`DdpmSt`.
@@ -226,16 +227,14 @@ def save_pictures(output: Path, model: DdpmSt, data: Folder) -> None:
     """
     model.eval().cpu()
     test = [data.test_data[index] for index in range(len(data.test_data))]
-    images = torch.stack([item.image for item in test])
+    images = torch.stack([cast("torch.Tensor", item.image) for item in test])
     prediction = model(images)
     defective = [index for index, item in enumerate(test) if bool(item.gt_label)]
     normal = [index for index, item in enumerate(test) if not bool(item.gt_label)]
     rows = [*defective[:SHEET_ROWS], *normal[: SHEET_ROWS // 4]]
     masks = [
-        torch.zeros(1, TILE, TILE)
-        if test[index].gt_mask is None
-        else test[index].gt_mask.float().reshape(1, TILE, TILE)
-        for index in rows
+        torch.zeros(1, TILE, TILE) if mask is None else torch.as_tensor(mask).float().reshape(1, TILE, TILE)
+        for mask in (test[index].gt_mask for index in rows)
     ]
     save_contact_sheet(
         output / "anomaly_maps.png",
@@ -275,7 +274,7 @@ def save_synthetic_sheet(output: Path, bank_dir: Path, seed: int) -> None:
 
 def run(
     output: Path,
-    surface: str = DEFAULT_SURFACE,
+    surface: str = "gravel",
     training_steps: int = TRAINING_STEPS,
     diffusion_steps: int = DIFFUSION_STEPS,
     seed: int = 0,
@@ -295,6 +294,8 @@ def run(
         dict[str, dict[str, float]]: Test metrics by synthesis.
     """
     console = Console()
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
     write_data(output / "data", surface, seed)
     arguments: dict[str, Any] = {

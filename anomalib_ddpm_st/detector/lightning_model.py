@@ -5,7 +5,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from anomalib import LearningType
@@ -16,14 +16,14 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
 from anomalib_ddpm_st.images import load_normal_images
-from anomalib_ddpm_st.synthesis.bank import check_bank_settings
+from anomalib_ddpm_st.synthesis.bank import DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
 from anomalib_ddpm_st.synthesis.generator import DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
 
@@ -142,8 +142,8 @@ class DdpmSt(AnomalibModule):
         self.bank_settings = {
             "size": bank_size,
             "perturbation": perturbation,
-            "strength": list(strength or (0.3, 2.0)),
-            "start": list(start or (200, 600)),
+            "strength": list(strength or DEFAULT_STRENGTH),
+            "start": list(start or DEFAULT_START),
             "num_inference_steps": sampling_steps,
         }
         self.generator_settings: dict[str, Any] = {
@@ -152,7 +152,7 @@ class DdpmSt(AnomalibModule):
             "foreground": foreground,
         }
         # Settings are checked now, not after stage 1.
-        check_bank_settings(perturbation, self.bank_settings["strength"], self.bank_settings["start"])
+        check_bank_settings(perturbation, strength or DEFAULT_STRENGTH, start or DEFAULT_START)
         DiffusionAnomalyGenerator(None, **self.generator_settings)
         self.training_steps = training_steps
         self.learning_rate = learning_rate
@@ -183,7 +183,7 @@ class DdpmSt(AnomalibModule):
             raise ValueError(msg)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "DdpmSt":
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "DdpmSt":  # type: ignore[override]
         """Load a trained model; it holds the weights of the teacher, so no weight file or hub is needed.
 
         Args:
@@ -195,7 +195,7 @@ class DdpmSt(AnomalibModule):
             DdpmSt: Model with the weights of the checkpoint.
         """
         kwargs.setdefault("teacher_weights", None)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return cast("DdpmSt", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
 
     # ---------------------------------------------------------------------------------------------------------------
     # Stages 1 and 2
@@ -271,7 +271,7 @@ class DdpmSt(AnomalibModule):
         """Make the generator of defects for the training set."""
         bank_dir = None
         if self.synthesis == "diffusion":
-            bank_dir = self._bank_dir or self._prepare_bank(self.trainer.train_dataloader.dataset)
+            bank_dir = self._bank_dir or self._prepare_bank(cast("DataLoader", self.trainer.train_dataloader).dataset)
         self.generator = DiffusionAnomalyGenerator(bank_dir, **self.generator_settings)
         self._train_start = time.perf_counter()
 
@@ -291,10 +291,11 @@ class DdpmSt(AnomalibModule):
             STEP_OUTPUT: Dictionary with the loss.
         """
         del args, kwargs
-        augmented, masks = self.generator(batch.image)
-        teacher, student, logits = self.model(augmented, batch.image)
+        images = cast("torch.Tensor", batch.image)
+        augmented, masks = cast("DiffusionAnomalyGenerator", self.generator)(images)
+        teacher, student, logits = self.model(augmented, images)
         loss = self.loss(teacher, student, logits, masks)
-        self.log("train_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        self.log("train_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(images))
         return {"loss": loss}
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
@@ -339,11 +340,11 @@ class DdpmSt(AnomalibModule):
             gradient_clip_val = GRADIENT_CLIP_NORM
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a one-cycle schedule over the steps that training will really take.
 
         Returns:
-            dict[str, Any]: Optimiser and scheduler, as Lightning takes them.
+            OptimizerLRSchedulerConfig: Optimiser and scheduler, as Lightning takes them.
         """
         encoder = list(self.model.student.encoder.parameters())
         rest = [

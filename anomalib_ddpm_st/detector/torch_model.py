@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import timm
 import torch
@@ -39,13 +40,13 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(msg)
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        tensors: dict[str, Any] = state.get("state_dict", state)
         return {
             name.removeprefix("module.").removeprefix("model."): value
-            for name, value in state.items()
+            for name, value in tensors.items()
             if isinstance(value, torch.Tensor)
         }
     except (AttributeError, EOFError, IndexError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
@@ -116,7 +117,11 @@ class Teacher(nn.Module):
 
     def __init__(self, backbone: str, layers: Sequence[str]) -> None:
         super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.has_weights: torch.Tensor
         self.backbone = backbone
+        self.layers = list(layers)
         self.extractor = build_extractor(backbone, layers)
         self.extractor.requires_grad_(requires_grad=False)
         config = self.extractor.feature_extractor.default_cfg
@@ -143,7 +148,7 @@ class Teacher(nn.Module):
         """
         network = self.extractor.feature_extractor
         if path is None:
-            source = build_extractor(self.backbone, self.extractor.layers, pre_trained=True)
+            source = build_extractor(self.backbone, self.layers, pre_trained=True)
             network.load_state_dict(source.feature_extractor.state_dict())
         else:
             state = read_weights(path)

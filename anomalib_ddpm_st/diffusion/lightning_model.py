@@ -15,6 +15,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -110,11 +111,11 @@ class DiffusionModule(pl.LightningModule):
         images = functional.pad(images.float() / 127.5 - 1, padding, mode="replicate")
         return patchify(images, self.patch_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a one-cycle schedule over ``training_steps``.
 
         Returns:
-            dict[str, Any]: Optimiser and scheduler, as Lightning takes them.
+            OptimizerLRSchedulerConfig: Optimiser and scheduler, as Lightning takes them.
         """
         optimizer = torch.optim.AdamW(self.unet.parameters(), lr=self.learning_rate)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(

@@ -123,7 +123,7 @@ class DefectPipeline(DiffusionPipeline):
                 generator=generator,
                 perturbation=perturbation,
                 strength=strength,
-            ).prev_sample
+            )[0]
 
         result = unpatchify(sample, patch_size)[..., : size[0], : size[1]]
         result = (result / 2 + 0.5).clamp(0, 1).float()

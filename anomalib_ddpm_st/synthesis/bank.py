@@ -22,6 +22,8 @@ from .masks import uniform
 TENSORS_FILE = "textures.safetensors"
 THUMBNAIL_SIZE = 16
 TRAIN_TIMESTEPS = 1000
+DEFAULT_STRENGTH = (0.3, 2.0)
+DEFAULT_START = (200, 600)
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
@@ -171,8 +173,8 @@ def sample_bank(
     images: torch.Tensor,
     size: int = 256,
     perturbation: Perturbation = "constant",
-    strength: Sequence[float] = (0.3, 2.0),
-    start: Sequence[int] = (200, 600),
+    strength: Sequence[float] = DEFAULT_STRENGTH,
+    start: Sequence[int] = DEFAULT_START,
     from_noise: float = 0.0,
     detail: Sequence[float] = (0.0, 1.0),
     num_inference_steps: int = 10,
@@ -218,19 +220,16 @@ def sample_bank(
         strengths = uniform((len(batch),), strength[0], strength[1], generator)
         sample = partial(pipeline, num_inference_steps=num_inference_steps, perturbation=perturbation)
         if noise_start:
-            texture = sample(images=normal, strength=strengths, generator=generator).images.cpu()
+            texture = sample(images=normal, strength=strengths, generator=generator)[0].cpu()
         else:
             seeds = torch.randint(2**62, (len(batch),), generator=generator).tolist()
-            texture, undisturbed = (
-                sample(
-                    images=normal.repeat(2, 1, 1, 1),
-                    strength=torch.cat([strengths, torch.zeros_like(strengths)]),
-                    start=t0,
-                    generator=[torch.Generator().manual_seed(seed) for seed in [*seeds, *seeds]],
-                )
-                .images.cpu()
-                .chunk(2)
-            )
+            pair = sample(
+                images=normal.repeat(2, 1, 1, 1),
+                strength=torch.cat([strengths, torch.zeros_like(strengths)]),
+                start=t0,
+                generator=[torch.Generator().manual_seed(seed) for seed in [*seeds, *seeds]],
+            )[0]
+            texture, undisturbed = pair.cpu().chunk(2)
             share = uniform((len(batch), 1, 1, 1), detail[0], detail[1], generator)
             texture = (texture + share * (normal - undisturbed)).clamp(0, 1)
         textures.append((texture * 255).round().to(torch.uint8))

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from einops import rearrange
@@ -155,7 +155,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
             raise ValueError(msg)
         self.bank = TextureBank.load(bank) if isinstance(bank, str | Path) else bank
         self.probability = probability
-        self.blend_factor = tuple(blend_factor)
+        self.blend_factor = (float(blend_factor[0]), float(blend_factor[1]))
         self.displacement = displacement
         self.rotation = rotation
         self.foreground = foreground
@@ -217,7 +217,12 @@ class DiffusionAnomalyGenerator(v2.Transform):
             if parameters.shifts is not None and parameters.flips is not None:
                 textures = displace(textures, parameters.shifts, parameters.flips)
         else:
-            textures = self_texture(images, parameters.tile_order, parameters.gain, parameters.offset)
+            textures = self_texture(
+                images,
+                cast("torch.Tensor", parameters.tile_order),
+                cast("torch.Tensor", parameters.gain),
+                cast("torch.Tensor", parameters.offset),
+            )
         masks = parameters.perlin_masks & parameters.anomalous
         if self.foreground == "auto":
             masks &= foreground_mask(images)

@@ -69,7 +69,12 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run a command in an empty folder, offline, and show its output where it fails."""
 
     def call(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "200",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        }
         scripts = Path(sys.executable).parent
         environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
         result = subprocess.run(
