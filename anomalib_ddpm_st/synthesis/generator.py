@@ -107,7 +107,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         probability (float): Share of images that get a defect; the rest stays clean. Defaults to ``0.5``.
         blend_factor (float | Sequence[float]): Opacity ``beta`` or its range. Defaults to ``(0.5, 1.0)``.
         displacement (float): Share of textures of the bank that are moved and flipped at random instead of blended in
-            place: parts of the object appear where they do not belong. Defaults to ``0.5``.
+            place: parts of the object appear where they do not belong. Only where ``foreground`` finds an object: a
+            surface that is alike everywhere would look normal. Defaults to ``0.5``.
         rotation (float): Largest rotation of the Perlin masks to either side, in degrees. Defaults to ``90.0``.
         foreground (Foreground): ``"auto"`` keeps defects on an object that lies on a plain background and leaves
             textures alone; ``"off"`` puts them anywhere. Defaults to ``"auto"``.
@@ -212,10 +213,17 @@ class DiffusionAnomalyGenerator(v2.Transform):
             tuple[torch.Tensor, torch.Tensor]: Augmented images of shape ``(B, 3, H, W)`` and masks of shape
             ``(B, 1, H, W)`` with values 0 and 1.
         """
+        masks = parameters.perlin_masks & parameters.anomalous
+        has_object = torch.zeros(len(images), 1, dtype=torch.bool, device=images.device)
+        if self.foreground == "auto":
+            foreground = foreground_mask(images)
+            has_object = ~foreground.flatten(1).all(dim=1, keepdim=True)
+            masks &= foreground
         if parameters.texture_indices is not None and self.bank is not None:
             textures = self.bank.get(parameters.texture_indices, (images.shape[-2], images.shape[-1]))
             if parameters.shifts is not None and parameters.flips is not None:
-                textures = displace(textures, parameters.shifts, parameters.flips)
+                # A surface that is alike everywhere looks normal when it is moved: marking it would be wrong.
+                textures = displace(textures, parameters.shifts * has_object, parameters.flips & has_object)
         else:
             textures = self_texture(
                 images,
@@ -223,9 +231,6 @@ class DiffusionAnomalyGenerator(v2.Transform):
                 cast("torch.Tensor", parameters.gain),
                 cast("torch.Tensor", parameters.offset),
             )
-        masks = parameters.perlin_masks & parameters.anomalous
-        if self.foreground == "auto":
-            masks &= foreground_mask(images)
         blended = torch.lerp(images, textures.to(images.dtype), parameters.opacity.to(images.dtype))
         masks = close_holes(masks & changed_pixels(images, blended, self.change_threshold))
         return torch.where(masks, blended, images), masks.to(images.dtype)

@@ -5,7 +5,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -293,3 +293,17 @@ def test_share_of_displaced_textures(bank: TextureBank, displacement: float) -> 
     parameters = transform.sample_parameters(torch.rand(64, 3, 16, 16))
     assert parameters.shifts is not None
     assert bool(parameters.shifts.any()) == bool(displacement)
+
+
+@pytest.mark.parametrize(("foreground", "moves"), [("auto", True), ("off", False)])
+def test_textures_move_on_objects_only(foreground: Literal["auto", "off"], moves: bool) -> None:
+    """A texture that equals the image marks nothing in place, and the object's shape where it is moved."""
+    image = torch.full((1, 3, 64, 64), 0.9)
+    image[:, :, 16:48, 16:48] = torch.rand(3, 32, 32) * 0.3
+    bank = TextureBank((image * 255).round().to(torch.uint8), torch.tensor([-1]), torch.zeros(1, 768))
+    transform = DiffusionAnomalyGenerator(bank, 1.0, (1.0, 1.0), displacement=1.0, foreground=foreground)
+    masks = [transform(image)[1] for _ in range(20)]
+    assert any(mask.any() for mask in masks) == moves
+    surface = torch.rand(1, 3, 64, 64)
+    transform.bank = TextureBank((surface * 255).round().to(torch.uint8), torch.tensor([-1]), torch.zeros(1, 768))
+    assert not any(transform(surface)[1].any() for _ in range(20))
