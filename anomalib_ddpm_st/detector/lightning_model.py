@@ -138,7 +138,7 @@ class DdpmSt(AnomalibModule):
         self.synthesis = synthesis
         self.diffusion_path = diffusion_path
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
-        self.diffusion_settings = {"training_steps": diffusion_steps}
+        self.diffusion_settings = {"training_steps": diffusion_steps, "seed": 0}
         self.bank_settings = {
             "size": bank_size,
             "perturbation": perturbation,

@@ -102,6 +102,18 @@ def test_config_file_and_short_name(
     assert len(list(tmp_path.rglob("model.ckpt"))) == 2
 
 
+def test_early_stopping_finds_its_metric(
+    shell: Shell,
+    tmp_path: Path,
+    mvtec_root: Path,
+    model_arguments: list[str],
+) -> None:
+    config = str(ROOT / "configs" / "ddpm_st_early_stopping.yaml")
+    data = [f"--data.root={mvtec_root}", "--data.category=gravel", "--data.train_batch_size=2", "--data.num_workers=0"]
+    shell("anomalib", "fit", "-c", config, *model_arguments, *data)
+    assert list(tmp_path.rglob("model.ckpt"))
+
+
 def test_unknown_backbone_on_the_command_line(shell: Shell, data_arguments: list[str]) -> None:
     model = ["--model", "anomalib_ddpm_st.DdpmSt", "--model.backbone", "resnet81"]
     result = shell("anomalib", "fit", *model, *data_arguments, check=False)
