@@ -150,7 +150,7 @@ def synthesize(
 
 def demo(
     output: Path = Path("demo_results"),
-    surface: Literal["brick", "grass", "gravel"] = "gravel",
+    surface: demo_module.Surface = demo_module.DEFAULT_SURFACE,
     training_steps: int = demo_module.TRAINING_STEPS,
     diffusion_steps: int = demo_module.DIFFUSION_STEPS,
     seed: int = 0,

@@ -10,7 +10,7 @@ scratches, stains, holes and foreign patches. None of these is drawn by the gene
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ from torchvision.io import read_image as read_tensor
 
 from .detector import DdpmSt
 from .detector.lightning_model import Synthesis
+from .synthesis import DiffusionAnomalyGenerator
 from .visualization import save_contact_sheet, save_score_histogram
 
+Surface = Literal["brick", "grass", "gravel"]
+
+DEFAULT_SURFACE: Surface = "gravel"
 BACKBONE = "tf_efficientnet_lite0"
 LAYERS = ["blocks.1", "blocks.2", "blocks.4"]
 TILE = 128
@@ -258,8 +262,6 @@ def save_synthetic_sheet(output: Path, bank_dir: Path, seed: int) -> None:
         bank_dir (Path): Folder of the bank of textures.
         seed (int): Seed of the defects.
     """
-    from .synthesis import DiffusionAnomalyGenerator
-
     paths = sorted((output / "data" / "train" / "good").glob("*.png"))[: 4 * SHEET_ROWS : 4]
     images = torch.stack([read_tensor(str(path), ImageReadMode.RGB) for path in paths]).float() / 255
     generator = DiffusionAnomalyGenerator(
@@ -274,7 +276,7 @@ def save_synthetic_sheet(output: Path, bank_dir: Path, seed: int) -> None:
 
 def run(
     output: Path,
-    surface: str = "gravel",
+    surface: Surface = DEFAULT_SURFACE,
     training_steps: int = TRAINING_STEPS,
     diffusion_steps: int = DIFFUSION_STEPS,
     seed: int = 0,
@@ -284,7 +286,7 @@ def run(
 
     Args:
         output (Path): Folder for data, results and pictures.
-        surface (str): ``"brick"``, ``"grass"`` or ``"gravel"``.
+        surface (Surface): Photograph that is cut into tiles.
         training_steps (int): Length of the schedule of the detector.
         diffusion_steps (int): Training steps of the DDPM.
         seed (int): Seed of data and training.
@@ -313,8 +315,7 @@ def run(
     engine, model, data, results["diffusion"] = train(output, "diffusion", seed, accelerator, **arguments)
 
     save_pictures(output, model, data)
-    bank_dir = next(path for path in sorted((output / "cache").glob("bank-*")) if path.is_dir())
-    save_synthetic_sheet(output, bank_dir, seed)
+    save_synthetic_sheet(output, model.bank_dir, seed)
 
     exported = engine.export(model, ExportType.OPENVINO, export_root=output, onnx_kwargs={"opset_version": 18})
     image_path = min((output / "data" / "test" / "defect").glob("*.png"))

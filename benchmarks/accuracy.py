@@ -96,16 +96,14 @@ def save_synthesis_pictures(model: anomalib_ddpm_st.DdpmSt, datamodule: MVTecAD,
     """Save samples of the undisturbed DDPM and synthetic defects with their masks.
 
     Args:
-        model (DdpmSt): Trained model, whose cache holds one DDPM and one bank.
+        model (DdpmSt): Model trained in this process.
         datamodule (MVTecAD): Data.
         prefix (Path): Start of the names of the PNG files.
     """
-    folders = sorted(path for path in model.cache_dir.iterdir() if path.is_dir())
-    bank, diffusion = (next(path for path in folders if path.name.startswith(kind)) for kind in ("bank", "diffusion"))
     generator = torch.Generator().manual_seed(0)
-    samples = load_pipeline(diffusion)(batch_size=16, generator=generator, num_inference_steps=50).images
+    samples = load_pipeline(model.diffusion_dir)(batch_size=16, generator=generator, num_inference_steps=50).images
     save_image(samples, f"{prefix}_ddpm_samples.png", nrow=4)
-    transform = DiffusionAnomalyGenerator(bank, probability=1.0, generator=generator)
+    transform = DiffusionAnomalyGenerator(model.bank_dir, probability=1.0, generator=generator)
     normal = torch.stack([model.pre_processor(datamodule.train_data[index].image[None])[0] for index in range(12)])
     synthetic, masks = transform(normal)
     columns = {"normal": list(normal), "synthetic": list(synthetic), "mask": list(masks)}

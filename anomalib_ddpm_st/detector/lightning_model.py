@@ -139,11 +139,13 @@ class DdpmSt(AnomalibModule):
         self.diffusion_path = diffusion_path
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.diffusion_settings = {"training_steps": diffusion_steps, "seed": 0}
+        strength = strength or list(DEFAULT_STRENGTH)
+        start = start or list(DEFAULT_START)
         self.bank_settings = {
             "size": bank_size,
             "perturbation": perturbation,
-            "strength": list(strength or DEFAULT_STRENGTH),
-            "start": list(start or DEFAULT_START),
+            "strength": strength,
+            "start": start,
             "num_inference_steps": sampling_steps,
         }
         self.generator_settings: dict[str, Any] = {
@@ -152,7 +154,7 @@ class DdpmSt(AnomalibModule):
             "foreground": foreground,
         }
         # Settings are checked now, not after stage 1.
-        check_bank_settings(perturbation, strength or DEFAULT_STRENGTH, start or DEFAULT_START)
+        check_bank_settings(perturbation, strength, start)
         DiffusionAnomalyGenerator(None, **self.generator_settings)
         self.training_steps = training_steps
         self.learning_rate = learning_rate
@@ -169,7 +171,8 @@ class DdpmSt(AnomalibModule):
         self.loss: DdpmStLoss = DdpmStLoss(segmentation_weight)
         self.generator: DiffusionAnomalyGenerator | None = None
         self.stage_seconds: dict[str, float] = {}
-        self._bank_dir: Path | None = None
+        self.diffusion_dir: Path | None = None
+        self.bank_dir: Path | None = None
         self._train_start = 0.0
 
     def _refuse_normalize(self) -> None:
@@ -211,7 +214,7 @@ class DdpmSt(AnomalibModule):
             except FileNotFoundError as error:
                 msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
                 raise FileNotFoundError(msg) from error
-            self._bank_dir = self._prepare_bank(datamodule.train_data)
+            self.bank_dir = self._prepare_bank(datamodule.train_data)
 
     def _prepare_bank(self, dataset: Dataset) -> Path:
         """Folder of the bank of textures for a training set."""
@@ -235,6 +238,7 @@ class DdpmSt(AnomalibModule):
             devices=1 if device.index is None else [device.index],
             precision=precision,
         )
+        self.diffusion_dir = Path(diffusion_path)
         middle = time.perf_counter()
         bank_dir = prepare_bank(
             images,
@@ -269,10 +273,9 @@ class DdpmSt(AnomalibModule):
 
     def on_train_start(self) -> None:
         """Make the generator of defects for the training set."""
-        bank_dir = None
-        if self.synthesis == "diffusion":
-            bank_dir = self._bank_dir or self._prepare_bank(cast("DataLoader", self.trainer.train_dataloader).dataset)
-        self.generator = DiffusionAnomalyGenerator(bank_dir, **self.generator_settings)
+        if self.synthesis == "diffusion" and self.bank_dir is None:
+            self.bank_dir = self._prepare_bank(cast("DataLoader", self.trainer.train_dataloader).dataset)
+        self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
         self._train_start = time.perf_counter()
 
     def on_train_end(self) -> None:
