@@ -3,10 +3,12 @@
 
 """DdpmSt: diffusion-made defects and an asymmetric student-teacher detector (arXiv:2604.19240)."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import pandas as pd
 import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch
@@ -23,14 +25,25 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
 from anomalib_ddpm_st.images import load_normal_images
-from anomalib_ddpm_st.synthesis.bank import DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
-from anomalib_ddpm_st.synthesis.generator import DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
+from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
 
+from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn
 from .loss import DdpmStLoss
-from .torch_model import DdpmStModel
+from .torch_model import DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
-Synthesis = Literal["diffusion", "self_texture"]
+logger = logging.getLogger(__name__)
+
+Synthesis = Literal["diffusion", "mixture", "self_texture", "noise", "none"]
+SOURCES: dict[str, dict[str, float]] = {
+    "diffusion": {"bank": 1.0},
+    "mixture": {"bank": 0.5, "self_texture": 0.5},
+    "self_texture": {"self_texture": 1.0},
+    "noise": {"noise": 1.0},
+    "none": {"self_texture": 1.0},
+}
+Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
 
 
@@ -42,15 +55,16 @@ class DdpmSt(AnomalibModule):
     segmentation head learns to find the defects. Only the last stage is part of checkpoints and exported models.
 
     Args:
-        backbone (str): Name of the timm CNN that teacher and student's encoder are. Defaults to ``"resnet18"``.
+        backbone (str): Name of the timm CNN that the teacher is. Defaults to ``"resnet18"``.
         layers (list[str] | None): Layers whose features are compared, from fine to coarse. ``None`` takes ``layer1``
             to ``layer3``. Defaults to ``None``.
         teacher_weights (str | None): Local file (.pth or .safetensors) with the weights of the backbone. ``None``
             asks timm's hub when training starts. Defaults to ``None``.
         pre_trained (bool): Use pre-trained weights; ``False`` leaves teacher and student random, for tests.
             Defaults to ``True``.
-        synthesis (Synthesis): Where defect textures come from: ``"diffusion"``, or ``"self_texture"``, tiles of the
-            image itself in another order, which needs no DDPM. Defaults to ``"diffusion"``.
+        synthesis (Synthesis): Where defects come from: ``"diffusion"``, textures of the DDPM; ``"self_texture"``, tiles
+            of the image itself in another order, which needs no DDPM; ``"mixture"``, half of each; ``"noise"``, plain
+            colours with noise; ``"none"``, no defects. Defaults to ``"diffusion"``.
         diffusion_path (str | None): Folder of a trained DDPM (``anomalib-ddpm-st diffusion``). ``None`` trains one.
             Defaults to ``None``.
         cache_dir (str | None): Folder for trained DDPMs and texture banks. ``None`` takes the user's cache folder.
@@ -64,18 +78,38 @@ class DdpmSt(AnomalibModule):
         start (list[int] | None): Range of the timestep that normal images are noised to before they are sampled
             again. ``None`` takes ``[200, 600]``. Defaults to ``None``.
         sampling_steps (int): Number of reverse steps of a sample. Defaults to ``10``.
+        from_noise (float): Share of textures that are sampled from pure noise instead of a normal image.
+            Defaults to ``0.0``.
+        inpaint (bool): Perturb within Perlin masks alone while sampling, instead of everywhere. Defaults to ``False``.
+        detail (list[float] | None): Range of the share of fine detail that a texture gets back from its normal image.
+            ``None`` takes ``[0.0, 1.0]``. Defaults to ``None``.
+        contrast (list[float] | None): Range of the largest change that a texture makes at least. ``None`` takes
+            ``[0.1, 0.6]``. Defaults to ``None``.
+        contour (float): Share of textures whose masks are shaped by the sampled change. Defaults to ``0.0``.
+        local (float): Share of masks that are limited to a small elliptic window. Defaults to ``0.5``.
+        displacement (float): Share of textures on objects that are moved and flipped. Defaults to ``0.5``.
+        jitter (float): Share of textures whose contrast and brightness are changed. Defaults to ``0.5``.
         anomaly_probability (float): Share of training images that get a defect. Defaults to ``0.75``.
         blend_factor (list[float] | None): Range of the opacity of textures. ``None`` takes ``[0.5, 1.0]``.
             Defaults to ``None``.
         foreground (Literal["auto", "off"]): Keep defects on an object that lies on a plain background, or put them
             anywhere. Defaults to ``"auto"``.
+        augmentation (Augmentation): Flips and quarter turns of training images: ``"auto"`` finds out from the normal
+            images which of them still look normal, ``"flips_and_turns"``, ``"flips"`` and ``"none"`` say so.
+            Defaults to ``"auto"``.
         training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
-            Trainer ends it sooner. Defaults to ``1500``.
-        learning_rate (float): Peak learning rate of bottleneck, decoder and head. Defaults to ``1e-3``.
-        encoder_learning_rate (float): Peak learning rate of the student's encoder. Defaults to ``2e-4``.
+            Trainer ends it sooner. Defaults to ``3000``.
+        learning_rate (float): Peak learning rate. Defaults to ``1e-3``.
+        encoder_learning_rate (float): Peak learning rate of the encoder of an ``"encoder"`` student.
+            Defaults to ``2e-4``.
         segmentation_weight (float): Weight of the segmentation loss against the cosine loss. Defaults to ``1.0``.
         distance_weight (float): Share of the cosine distance in the anomaly map. Defaults to ``0.5``.
         top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
+        student (StudentKind): ``"reverse"`` restores the teacher's features of the normal image from its features of
+            the defective one, ``"encoder"`` has an encoder of its own, ``"symmetric"`` is a copy of the teacher's
+            architecture. Defaults to ``"reverse"``.
+        head_input (HeadInput): What the segmentation head sees: the ``"product"`` of the directions of the teacher's
+            and the student's features, their cosine ``"distance"``, or ``"both"``. Defaults to ``"product"``.
         pre_processor (PreProcessor | bool, optional): Pre-processor or flag to use the default, a resize to 256 x 256
             pixels. It must not normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
         post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default.
@@ -110,15 +144,26 @@ class DdpmSt(AnomalibModule):
         strength: list[float] | None = None,
         start: list[int] | None = None,
         sampling_steps: int = 10,
+        from_noise: float = 0.0,
+        inpaint: bool = False,
+        detail: list[float] | None = None,
+        contrast: list[float] | None = None,
+        contour: float = 0.0,
+        local: float = 0.5,
+        displacement: float = 0.5,
+        jitter: float = 0.5,
         anomaly_probability: float = 0.75,
         blend_factor: list[float] | None = None,
         foreground: Literal["auto", "off"] = "auto",
-        training_steps: int = 1500,
+        augmentation: Augmentation = "auto",
+        training_steps: int = 3000,
         learning_rate: float = 1e-3,
         encoder_learning_rate: float = 2e-4,
         segmentation_weight: float = 1.0,
         distance_weight: float = 0.5,
         top_k: int = 100,
+        student: StudentKind = "reverse",
+        head_input: HeadInput = "product",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -147,15 +192,29 @@ class DdpmSt(AnomalibModule):
             "strength": strength,
             "start": start,
             "num_inference_steps": sampling_steps,
+            "from_noise": from_noise,
+            "inpaint": inpaint,
+            "detail": detail or list(DEFAULT_DETAIL),
         }
         self.generator_settings: dict[str, Any] = {
-            "probability": anomaly_probability,
+            "probability": 0.0 if synthesis == "none" else anomaly_probability,
+            "sources": SOURCES[synthesis],
+            "contrast": list(contrast or DEFAULT_CONTRAST),
+            "contour": contour,
+            "local": local,
+            "displacement": displacement,
+            "jitter": jitter,
             "blend_factor": list(blend_factor or (0.5, 1.0)),
             "foreground": foreground,
         }
         # Settings are checked now, not after stage 1.
-        check_bank_settings(perturbation, strength, start)
-        DiffusionAnomalyGenerator(None, **self.generator_settings)
+        check_bank_settings(perturbation, strength, start, from_noise, detail or DEFAULT_DETAIL)
+        DiffusionAnomalyGenerator(None, **{**self.generator_settings, "sources": None})
+        if augmentation not in get_args(Augmentation):
+            msg = f"Unknown augmentation '{augmentation}': choose one of {', '.join(get_args(Augmentation))}."
+            raise ValueError(msg)
+        self.augmentation = augmentation
+        self.symmetries: torch.Tensor | None = None
         self.training_steps = training_steps
         self.learning_rate = learning_rate
         self.encoder_learning_rate = encoder_learning_rate
@@ -165,6 +224,8 @@ class DdpmSt(AnomalibModule):
             layers=layers or ("layer1", "layer2", "layer3"),
             top_k=top_k,
             distance_weight=distance_weight,
+            student=student,
+            head_input=head_input,
         )
         if teacher_weights is not None:
             self.model.load_teacher_weights(teacher_weights)
@@ -174,6 +235,11 @@ class DdpmSt(AnomalibModule):
         self.diffusion_dir: Path | None = None
         self.bank_dir: Path | None = None
         self._train_start = 0.0
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether training needs textures of a DDPM."""
+        return "bank" in SOURCES[self.synthesis]
 
     def _refuse_normalize(self) -> None:
         """Images must reach the model in [0, 1]; normalised twice, training would fail without a word."""
@@ -206,7 +272,7 @@ class DdpmSt(AnomalibModule):
     def prepare_data(self) -> None:
         """Train the DDPM and fill the bank of textures, where the cache does not hold them yet."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if self.trainer.state.fn != TrainerFn.FITTING or self.synthesis != "diffusion":
+        if self.trainer.state.fn != TrainerFn.FITTING or not self.needs_bank:
             return
         if isinstance(datamodule, AnomalibDataModule):
             try:
@@ -225,8 +291,7 @@ class DdpmSt(AnomalibModule):
                 f"{type(dataset).__name__}: wrap the images in anomalib.data.Folder, or set synthesis='self_texture'."
             )
             raise TypeError(msg)
-        paths = samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
-        images = load_normal_images(paths, self.input_size or (256, 256))
+        images = load_normal_images(_normal_paths(samples), self.input_size or (256, 256))
         device = self.trainer.strategy.root_device
         precision = str(self.trainer.precision)
         start = time.perf_counter()
@@ -273,10 +338,29 @@ class DdpmSt(AnomalibModule):
 
     def on_train_start(self) -> None:
         """Make the generator of defects for the training set."""
-        if self.synthesis == "diffusion" and self.bank_dir is None:
+        if self.needs_bank and self.bank_dir is None:
             self.bank_dir = self._prepare_bank(cast("DataLoader", self.trainer.train_dataloader).dataset)
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
+        self.symmetries = self._symmetries(cast("DataLoader", self.trainer.train_dataloader).dataset)
         self._train_start = time.perf_counter()
+
+    def _symmetries(self, dataset: Dataset) -> torch.Tensor:
+        """Flips and quarter turns to train with, boolean of shape ``(A, 3)``."""
+        if self.augmentation != "auto":
+            allowed = {"none": SYMMETRIES[:1], "flips": SYMMETRIES[:4], "flips_and_turns": SYMMETRIES}
+            return torch.tensor(allowed[self.augmentation], dtype=torch.bool, device=self.device)
+        samples = getattr(dataset, "samples", None)
+        if samples is None:
+            return torch.tensor(SYMMETRIES[:1], dtype=torch.bool, device=self.device)
+        images = load_normal_images(_normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
+        teacher = self.model.teacher
+        symmetries, distances = allowed_symmetries(
+            images,
+            lambda batch: teacher(teacher.normalize(batch.to(self.device)))[-2:],
+        )
+        named = ", ".join(f"{distance:.2f}" for distance in distances)
+        logger.info("Training with %d of %d flips and turns (distances %s).", len(symmetries), len(SYMMETRIES), named)
+        return symmetries.to(self.device)
 
     def on_train_end(self) -> None:
         """Note the time that the detector took."""
@@ -296,6 +380,10 @@ class DdpmSt(AnomalibModule):
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
         augmented, masks = cast("DiffusionAnomalyGenerator", self.generator)(images)
+        symmetries = cast("torch.Tensor", self.symmetries)
+        elements = symmetries[torch.randint(len(symmetries), (len(images),), device=images.device)]
+        # Turned together after the defects are in: textures of the bank belong to images as they are.
+        images, augmented, masks = (turn(part, elements) for part in (images, augmented, masks))
         teacher, student, logits = self.model(augmented, images)
         loss = self.loss(teacher, student, logits, masks)
         self.log("train_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(images))
@@ -349,15 +437,16 @@ class DdpmSt(AnomalibModule):
         Returns:
             OptimizerLRSchedulerConfig: Optimiser and scheduler, as Lightning takes them.
         """
-        encoder = list(self.model.student.encoder.parameters())
-        rest = [
-            *self.model.student.bottleneck.parameters(),
-            *self.model.student.blocks.parameters(),
-            *self.model.student.outputs.parameters(),
-            *self.model.head.parameters(),
+        pre_trained = isinstance(self.model.student, EncoderStudent)
+        encoder = list(self.model.student.encoder.parameters()) if pre_trained else []
+        others = {id(value) for value in encoder}
+        rest = [value for value in self.model.parameters() if value.requires_grad and id(value) not in others]
+        groups = [
+            {"params": rest, "lr": self.learning_rate},
+            *([{"params": encoder, "lr": self.encoder_learning_rate}] if encoder else []),
         ]
-        rates = [self.encoder_learning_rate, self.learning_rate]
-        optimizer = torch.optim.AdamW([{"params": encoder}, {"params": rest}], lr=self.learning_rate)
+        rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=rates,
@@ -441,6 +530,11 @@ class DdpmSt(AnomalibModule):
                 F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
             ],
         )
+
+
+def _normal_paths(samples: pd.DataFrame) -> list[str]:
+    """Paths of the normal images among the samples of an anomalib dataset."""
+    return samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
 
 
 def _contains(transform: nn.Module | None, kind: type[nn.Module]) -> bool:

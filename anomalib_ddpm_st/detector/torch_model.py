@@ -5,9 +5,10 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -19,6 +20,10 @@ from torch import nn
 from torch.nn import functional
 
 MAX_DECODER_WIDTH = 256
+BOTTLENECK_WIDTH = 512
+
+StudentKind = Literal["reverse", "encoder", "symmetric"]
+HeadInput = Literal["product", "distance", "both"]
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -204,12 +209,119 @@ def conv_block(in_channels: int, out_channels: int, stride: int = 1, dilation: i
     )
 
 
-class Student(nn.Module):
-    """Encoder, bottleneck and decoder without skips that restore the teacher's features of the normal image.
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with a skip around them (He et al., 2016).
 
-    The asymmetry to the teacher: all that reaches the decoder passes a bottleneck of half the coarsest resolution,
-    and the decoder is plain and light. The encoder starts from the teacher's weights; its batch normalisation stays
-    frozen.
+    Args:
+        width (int): Number of channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_block(width, width),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute features of the same shape, ``(B, C, H, W)``."""
+        return functional.relu(hidden + self.layers(hidden))
+
+
+class Decoder(nn.Module):
+    """From the bottleneck back to the teacher's levels, coarse to fine, without skips.
+
+    Args:
+        in_width (int): Number of channels of the bottleneck.
+        out_dims (Sequence[int]): Number of channels of each level, from fine to coarse.
+    """
+
+    def __init__(self, in_width: int, out_dims: Sequence[int]) -> None:
+        super().__init__()
+        widths = [min(dim, MAX_DECODER_WIDTH) for dim in out_dims]
+        in_widths = [*widths[1:], in_width]
+        # Channels are reduced before the features are enlarged: the same result as after it for a fraction of the cost.
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(before, width, 1, bias=False) for before, width in zip(in_widths, widths, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)) for width in widths)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
+        self.outputs = nn.ModuleList(nn.Conv2d(width, dim, 1) for width, dim in zip(widths, out_dims, strict=True))
+
+    def forward(self, hidden: torch.Tensor, sizes: Sequence[torch.Size]) -> list[torch.Tensor]:
+        """Restore features.
+
+        Args:
+            hidden (torch.Tensor): Bottleneck of shape ``(B, C, h, w)``.
+            sizes (Sequence[torch.Size]): Height and width of each level, from fine to coarse.
+
+        Returns:
+            list[torch.Tensor]: Features of each level, from fine to coarse.
+        """
+        restored = []
+        levels = zip(self.reduce, self.norms, self.blocks, self.outputs, sizes, strict=True)
+        for reduce, norm, block, output, size in reversed(list(levels)):
+            enlarged = functional.interpolate(reduce(hidden), size=size, mode="bilinear", align_corners=False)
+            hidden = block(norm(enlarged))
+            restored.append(output(hidden))
+        return restored[::-1]
+
+
+class ReverseStudent(nn.Module):
+    """Restores the teacher's features of the normal image from the teacher's features of the defective one.
+
+    The asymmetry to the teacher: the student runs the other way. The levels are fused at the coarsest resolution and
+    pass a bottleneck of half of it, from which a light decoder without skips builds them anew (after the reverse
+    distillation of Deng & Li, 2022). It has no encoder of its own, which costs little in training and in use.
+
+    Args:
+        out_dims (Sequence[int]): Number of channels of each level.
+    """
+
+    def __init__(self, out_dims: Sequence[int]) -> None:
+        super().__init__()
+        fused = out_dims[-1]
+        self.lateral = nn.ModuleList()
+        for level, dim in enumerate(out_dims):
+            steps = len(out_dims) - 1 - level
+            widths = [dim, *(min(dim * 2**step, fused) for step in range(1, steps + 1))]
+            blocks = [conv_block(before, after, stride=2) for before, after in pairwise(widths)]
+            self.lateral.append(nn.Sequential(*blocks))
+        fused_dims = sum(min(dim * 2 ** (len(out_dims) - 1 - level), fused) for level, dim in enumerate(out_dims))
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(fused_dims, fused, 1, bias=False),
+            nn.BatchNorm2d(fused),
+            nn.ReLU(inplace=True),
+            conv_block(fused, BOTTLENECK_WIDTH, stride=2),
+            ResidualBlock(BOTTLENECK_WIDTH),
+        )
+        self.decoder = Decoder(BOTTLENECK_WIDTH, out_dims)
+
+    def forward(self, images: torch.Tensor, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Restore the teacher's features.
+
+        Args:
+            images (torch.Tensor): Unused.
+            features (Sequence[torch.Tensor]): Teacher's features of the images with or without defects.
+
+        Returns:
+            list[torch.Tensor]: Restored features of each level, from fine to coarse, of the teacher's shapes.
+        """
+        del images
+        size = features[-1].shape[-2:]
+        fused = [
+            functional.interpolate(lateral(level), size=size, mode="bilinear", align_corners=False)
+            for lateral, level in zip(self.lateral, features, strict=True)
+        ]
+        hidden = self.bottleneck(torch.cat(fused, dim=1))
+        return self.decoder(hidden, [level.shape[-2:] for level in features])
+
+
+class EncoderStudent(nn.Module):
+    """Encoder of its own, bottleneck and decoder without skips.
+
+    The encoder starts from the teacher's weights; its batch normalisation stays frozen.
 
     Args:
         backbone (str): Name of the timm CNN that the encoder is.
@@ -217,27 +329,16 @@ class Student(nn.Module):
         out_dims (Sequence[int]): Number of channels of each level.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        layers: Sequence[str],
-        out_dims: Sequence[int],
-    ) -> None:
+    def __init__(self, backbone: str, layers: Sequence[str], out_dims: Sequence[int]) -> None:
         super().__init__()
         self.encoder = build_extractor(backbone, layers[-1:], requires_grad=True)
-        widths = [min(dim, MAX_DECODER_WIDTH) for dim in out_dims]
         self.bottleneck = nn.Sequential(
-            conv_block(out_dims[-1], widths[-1], stride=2),
-            conv_block(widths[-1], widths[-1]),
+            conv_block(out_dims[-1], BOTTLENECK_WIDTH, stride=2),
+            ResidualBlock(BOTTLENECK_WIDTH),
         )
-        in_widths = [*widths[1:], widths[-1]]
-        self.blocks = nn.ModuleList(
-            nn.Sequential(conv_block(in_width, width), conv_block(width, width))
-            for in_width, width in zip(in_widths, widths, strict=True)
-        )
-        self.outputs = nn.ModuleList(nn.Conv2d(width, dim, 1) for width, dim in zip(widths, out_dims, strict=True))
+        self.decoder = Decoder(BOTTLENECK_WIDTH, out_dims)
 
-    def train(self, mode: bool = True) -> "Student":
+    def train(self, mode: bool = True) -> "EncoderStudent":
         """Keep the batch normalisation of the encoder in evaluation mode."""
         super().train(mode)
         for module in self.encoder.modules():
@@ -245,22 +346,44 @@ class Student(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images: torch.Tensor, sizes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Restore the teacher's features.
 
         Args:
             images (torch.Tensor): Normalised images of shape ``(B, 3, H, W)``, with or without defects.
-            sizes (Sequence[torch.Size]): Height and width of each level of the teacher's features.
+            features (Sequence[torch.Tensor]): Teacher's features of them; only their shapes are used.
 
         Returns:
             list[torch.Tensor]: Restored features of each level, from fine to coarse, of the teacher's shapes.
         """
         hidden = self.bottleneck(next(iter(self.encoder(images).values())))
-        restored = []
-        for block, output, size in zip(reversed(self.blocks), reversed(self.outputs), reversed(sizes), strict=True):
-            hidden = block(functional.interpolate(hidden, size=size, mode="bilinear", align_corners=False))
-            restored.append(output(hidden))
-        return restored[::-1]
+        return self.decoder(hidden, [level.shape[-2:] for level in features])
+
+
+class SymmetricStudent(nn.Module):
+    """The teacher's own architecture with random weights, as in STFPM: the control of the asymmetry.
+
+    Args:
+        backbone (str): Name of the timm CNN.
+        layers (Sequence[str]): Layers whose features are restored, from fine to coarse.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.encoder = build_extractor(backbone, layers, requires_grad=True)
+
+    def forward(self, images: torch.Tensor, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Restore the teacher's features.
+
+        Args:
+            images (torch.Tensor): Normalised images of shape ``(B, 3, H, W)``, with or without defects.
+            features (Sequence[torch.Tensor]): Unused.
+
+        Returns:
+            list[torch.Tensor]: Features of each level, from fine to coarse.
+        """
+        del features
+        return list(self.encoder(images).values())
 
 
 class SegmentationHead(nn.Module):
@@ -272,11 +395,16 @@ class SegmentationHead(nn.Module):
 
     Args:
         in_dims (Sequence[int]): Number of channels of each level.
-        width (int): Number of hidden channels. Defaults to ``96``.
+        width (int): Number of hidden channels. Defaults to ``64``.
         dilations (Sequence[int]): Rates of the dilated convolutions. Defaults to ``(1, 3, 6)``.
     """
 
-    def __init__(self, in_dims: Sequence[int], width: int = 96, dilations: Sequence[int] = (1, 3, 6)) -> None:
+    def __init__(
+        self,
+        in_dims: Sequence[int],
+        width: int = 64,
+        dilations: Sequence[int] = (1, 3, 6),
+    ) -> None:
         super().__init__()
         self.reduce = nn.ModuleList(nn.Conv2d(dim, width, 1, bias=False) for dim in in_dims)
         self.norm = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
@@ -288,7 +416,7 @@ class SegmentationHead(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         )
-        self.merge = nn.Sequential(conv_block(2 * width, width), nn.Conv2d(width, 1, 1))
+        self.merge = nn.Sequential(conv_block(width, width), nn.Conv2d(width, 1, 1))
 
     def forward(self, products: Sequence[torch.Tensor]) -> torch.Tensor:
         """Segment defects.
@@ -309,7 +437,7 @@ class SegmentationHead(nn.Module):
         pooled = self.pooled(half.mean(dim=(2, 3), keepdim=True)).expand_as(half)
         context = self.context(torch.cat([*(block(half) for block in self.dilated), pooled], dim=1))
         context = functional.interpolate(context, size=size, mode="bilinear", align_corners=False)
-        return self.merge(torch.cat([hidden, context], dim=1))
+        return self.merge(hidden + context)
 
 
 class DdpmStModel(nn.Module):
@@ -321,6 +449,13 @@ class DdpmStModel(nn.Module):
         top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
         distance_weight (float): Share of the cosine distance in the anomaly map; the rest is the segmentation.
             Defaults to ``0.5``.
+        student (StudentKind): ``"reverse"``, ``"encoder"`` or ``"symmetric"``, see the three classes.
+            Defaults to ``"reverse"``.
+        head_input (HeadInput): What the segmentation head sees of each level: the element-wise ``"product"`` of
+            directions (Zhang et al., 2023), their cosine ``"distance"``, or ``"both"``. Defaults to ``"product"``.
+
+    Raises:
+        ValueError: If the kind of student or of head input is unknown.
 
     Example:
         >>> import torch
@@ -336,13 +471,28 @@ class DdpmStModel(nn.Module):
         layers: Sequence[str] = ("layer1", "layer2", "layer3"),
         top_k: int = 100,
         distance_weight: float = 0.5,
+        student: StudentKind = "reverse",
+        head_input: HeadInput = "product",
     ) -> None:
         super().__init__()
+        for name, value, known in (("student", student, StudentKind), ("head_input", head_input, HeadInput)):
+            if value not in get_args(known):
+                msg = f"Unknown {name} '{value}': choose one of {', '.join(get_args(known))}."
+                raise ValueError(msg)
         self.top_k = top_k
         self.distance_weight = distance_weight
+        self.head_input = head_input
         self.teacher = Teacher(backbone, layers)
-        self.student = Student(backbone, layers, self.teacher.out_dims)
-        self.head = SegmentationHead(self.teacher.out_dims)
+        dims = self.teacher.out_dims
+        self.student: ReverseStudent | EncoderStudent | SymmetricStudent
+        if student == "reverse":
+            self.student = ReverseStudent(dims)
+        elif student == "encoder":
+            self.student = EncoderStudent(backbone, layers, dims)
+        else:
+            self.student = SymmetricStudent(backbone, layers)
+        extra = {"product": dims, "distance": [1] * len(dims), "both": [dim + 1 for dim in dims]}
+        self.head = SegmentationHead(extra[head_input])
 
     def load_teacher_weights(self, path: str | Path | None = None) -> None:
         """Load pre-trained weights into the teacher and start the student's encoder from them.
@@ -356,9 +506,10 @@ class DdpmStModel(nn.Module):
             ValueError: If the weights do not fit the backbone.
         """
         self.teacher.load_weights(path)
-        source: Mapping[str, torch.Tensor] = self.teacher.extractor.feature_extractor.state_dict()
-        encoder = self.student.encoder.feature_extractor
-        encoder.load_state_dict({name: source[name] for name in encoder.state_dict()})
+        if isinstance(self.student, EncoderStudent):
+            source: Mapping[str, torch.Tensor] = self.teacher.extractor.feature_extractor.state_dict()
+            encoder = self.student.encoder.feature_extractor
+            encoder.load_state_dict({name: source[name] for name in encoder.state_dict()})
 
     def compare(
         self,
@@ -376,12 +527,29 @@ class DdpmStModel(nn.Module):
         """
         normalized = self.teacher.normalize(images)
         teacher = self.teacher(normalized)
-        student = self.student(normalized, [features.shape[-2:] for features in teacher])
+        student = self.student(normalized, teacher)
         products = [
             functional.normalize(target, dim=1) * functional.normalize(restored, dim=1) * target.shape[1]
             for target, restored in zip(teacher, student, strict=True)
         ]
         return teacher, student, products
+
+    def discrepancy(self, products: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the head sees of each level, by ``head_input``.
+
+        Args:
+            products (Sequence[torch.Tensor]): Products of :meth:`compare`.
+
+        Returns:
+            list[torch.Tensor]: Tensors of shape ``(B, C_l, h_l, w_l)``, ``(B, 1, h_l, w_l)`` or
+            ``(B, C_l + 1, h_l, w_l)``.
+        """
+        if self.head_input == "product":
+            return list(products)
+        distances = [1 - product.mean(dim=1, keepdim=True) for product in products]
+        if self.head_input == "distance":
+            return distances
+        return [torch.cat(pair, dim=1) for pair in zip(products, distances, strict=True)]
 
     def forward(
         self,
@@ -401,7 +569,7 @@ class DdpmStModel(nn.Module):
             [0, 1].
         """
         teacher, student, products = self.compare(images)
-        logits = self.head(products)
+        logits = self.head(self.discrepancy(products))
         size = images.shape[-2:]
         logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         if self.training:

@@ -63,6 +63,7 @@ class DefectPipeline(DiffusionPipeline):
         perturbation: Perturbation = "constant",
         strength: float | torch.Tensor = 0.0,
         start: int | Literal["noise"] = "noise",
+        mask: torch.Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> DefectPipelineOutput | tuple[torch.Tensor]:
@@ -78,6 +79,8 @@ class DefectPipeline(DiffusionPipeline):
                 normal images. Defaults to ``0.0``.
             start (int | Literal["noise"]): Timestep ``t0`` that the images are noised to before sampling ("paired":
                 same object, same pose), or ``"noise"``. Defaults to ``"noise"``.
+            mask (torch.Tensor | None): In-painting: boolean masks of shape ``(B, 1, H, W)`` outside of which a paired
+                sample is held to the noised normal image at every step. Defaults to ``None``.
             generator (torch.Generator | list[torch.Generator] | None): Source of every random draw.
             return_dict (bool): Return a :class:`DefectPipelineOutput` instead of a tuple.
 
@@ -110,6 +113,9 @@ class DefectPipeline(DiffusionPipeline):
             noise = randn_tensor(normal.shape, generator=generator, device=device, dtype=normal.dtype)
             sample = self.scheduler.add_noise(normal, noise, torch.tensor([start_timestep], device=device))
 
+        inside = None
+        if mask is not None and start != "noise":
+            inside = patchify(self._pad(mask.to(device).float().expand(-1, 3, -1, -1)), patch_size) > 0.5
         steps = min(num_inference_steps, start_timestep)
         # Ends above t = 0: the last prediction still takes away the grain that the last perturbation left.
         timesteps = torch.linspace(start_timestep, 0, steps + 1)[:-1].round().long()
@@ -124,6 +130,12 @@ class DefectPipeline(DiffusionPipeline):
                 perturbation=perturbation,
                 strength=strength,
             )[0]
+            if inside is not None:
+                previous = self.scheduler.previous_timestep(timestep)
+                held = normal
+                if previous >= 0:
+                    held = self.scheduler.add_noise(normal, noise, torch.as_tensor([previous], device=device))
+                sample = torch.where(inside, sample, held)
 
         result = unpatchify(sample, patch_size)[..., : size[0], : size[1]]
         result = (result / 2 + 0.5).clamp(0, 1).float()

@@ -17,13 +17,14 @@ from anomalib_ddpm_st.diffusion.pipeline import DefectPipeline
 from anomalib_ddpm_st.diffusion.scheduler import Perturbation
 from anomalib_ddpm_st.progress import progress
 
-from .masks import uniform
+from .masks import random_perlin_masks, uniform
 
 TENSORS_FILE = "textures.safetensors"
 THUMBNAIL_SIZE = 16
 TRAIN_TIMESTEPS = 1000
 DEFAULT_STRENGTH = (0.3, 2.0)
 DEFAULT_START = (200, 600)
+DEFAULT_DETAIL = (0.0, 1.0)
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
@@ -46,18 +47,27 @@ class TextureBank:
         sources (torch.Tensor): Index of the normal image each texture is paired with, of shape ``(N,)``, ``-1``
             for textures sampled from pure noise, which go with any image.
         source_thumbnails (torch.Tensor): Thumbnails of the normal images, of shape ``(S, 3 * 16 * 16)``.
+        masks (torch.Tensor | None): Masks that in-painted textures were perturbed in, boolean of shape
+            ``(N, 1, H, W)``. ``None`` for textures that were perturbed all over. Defaults to ``None``.
 
     Raises:
         ValueError: If the bank is empty.
     """
 
-    def __init__(self, textures: torch.Tensor, sources: torch.Tensor, source_thumbnails: torch.Tensor) -> None:
+    def __init__(
+        self,
+        textures: torch.Tensor,
+        sources: torch.Tensor,
+        source_thumbnails: torch.Tensor,
+        masks: torch.Tensor | None = None,
+    ) -> None:
         if len(textures) == 0:
             msg = "A texture bank needs at least one texture."
             raise ValueError(msg)
         self.textures = textures
         self.sources = sources
         self.source_thumbnails = source_thumbnails
+        self.masks = masks
 
     def __len__(self) -> int:
         """Number of textures."""
@@ -74,7 +84,12 @@ class TextureBank:
         """
         if self.textures.device == device:
             return self
-        return TextureBank(self.textures.to(device), self.sources.to(device), self.source_thumbnails.to(device))
+        return TextureBank(
+            self.textures.to(device),
+            self.sources.to(device),
+            self.source_thumbnails.to(device),
+            None if self.masks is None else self.masks.to(device),
+        )
 
     def draw(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw the index of a random texture for each image, among those that are paired with it.
@@ -112,6 +127,21 @@ class TextureBank:
             textures = functional.interpolate(textures, size, mode="bilinear", antialias=True)
         return textures
 
+    def get_masks(self, indices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Masks of in-painted textures by index.
+
+        Args:
+            indices (torch.Tensor): Indices of shape ``(B,)``.
+            size (tuple[int, int]): Height and width to return, in pixels.
+
+        Returns:
+            torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
+        """
+        if self.masks is None:
+            msg = "The textures of this bank were perturbed all over: it has no masks."
+            raise ValueError(msg)
+        return functional.interpolate(self.masks[indices].float(), size, mode="nearest").bool()
+
     def save(self, folder: str | Path) -> None:
         """Write the bank to a folder.
 
@@ -119,6 +149,8 @@ class TextureBank:
             folder (str | Path): Existing folder.
         """
         tensors = {"textures": self.textures, "sources": self.sources, "source_thumbnails": self.source_thumbnails}
+        if self.masks is not None:
+            tensors["masks"] = self.masks
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, Path(folder) / TENSORS_FILE)
 
     @classmethod
@@ -146,13 +178,21 @@ class TextureBank:
             raise ValueError(msg) from error
 
 
-def check_bank_settings(perturbation: str, strength: Sequence[float], start: Sequence[int]) -> None:
+def check_bank_settings(
+    perturbation: str,
+    strength: Sequence[float],
+    start: Sequence[int],
+    from_noise: float = 0.0,
+    detail: Sequence[float] = DEFAULT_DETAIL,
+) -> None:
     """Check settings of :func:`sample_bank` before any time is spent.
 
     Args:
         perturbation (str): Kind of perturbation.
         strength (Sequence[float]): Range of the strength.
         start (Sequence[int]): Range of the timestep that images are noised to.
+        from_noise (float): Share of textures from pure noise. Defaults to ``0.0``.
+        detail (Sequence[float]): Range of the share of detail given back.
 
     Raises:
         ValueError: If a setting is out of its range; the message names it.
@@ -166,6 +206,12 @@ def check_bank_settings(perturbation: str, strength: Sequence[float], start: Seq
     if len(start) != 2 or not 0 < start[0] <= start[1] < TRAIN_TIMESTEPS:
         msg = f"start must be two timesteps, 0 < low <= high < {TRAIN_TIMESTEPS}, but is {list(start)}."
         raise ValueError(msg)
+    if not 0 <= from_noise <= 1:
+        msg = f"from_noise must lie in [0, 1], but is {from_noise}."
+        raise ValueError(msg)
+    if len(detail) != 2 or not 0 <= detail[0] <= detail[1] <= 1:
+        msg = f"detail must be two numbers, 0 <= low <= high <= 1, but is {list(detail)}."
+        raise ValueError(msg)
 
 
 def sample_bank(
@@ -176,7 +222,8 @@ def sample_bank(
     strength: Sequence[float] = DEFAULT_STRENGTH,
     start: Sequence[int] = DEFAULT_START,
     from_noise: float = 0.0,
-    detail: Sequence[float] = (0.0, 1.0),
+    inpaint: bool = False,
+    detail: Sequence[float] = DEFAULT_DETAIL,
     num_inference_steps: int = 10,
     batch_size: int = 8,
     seed: int = 0,
@@ -196,6 +243,8 @@ def sample_bank(
         strength (Sequence[float]): Range of the strength, drawn for each texture.
         start (Sequence[int]): Range of the timestep ``t0`` of paired samples, drawn for each batch.
         from_noise (float): Share of textures sampled from pure noise instead. Defaults to ``0.0``.
+        inpaint (bool): Perturb paired textures within a Perlin mask alone and hold the rest to the noised normal image
+            at each step; the bank keeps the masks. Defaults to ``False``.
         detail (Sequence[float]): Range of the share ``r`` of detail given back to a paired texture, drawn for each.
         num_inference_steps (int): Number of reverse steps. Defaults to ``10``.
         batch_size (int): Textures sampled at a time. Defaults to ``8``.
@@ -207,11 +256,11 @@ def sample_bank(
     Raises:
         ValueError: If a setting is out of its range.
     """
-    check_bank_settings(perturbation, strength, start)
+    check_bank_settings(perturbation, strength, start, from_noise, detail)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator).repeat(size // len(images) + 1)[:size]
     count_noise = round(size * from_noise)
-    textures, sources = [], []
+    textures, sources, masks = [], [], []
     batches = [(True, batch) for batch in order[:count_noise].split(batch_size) if len(batch)]
     batches += [(False, batch) for batch in order[count_noise:].split(batch_size) if len(batch)]
     for noise_start, batch in progress(batches, "Stage 2 of 3, bank of defect textures"):
@@ -221,12 +270,19 @@ def sample_bank(
         sample = partial(pipeline, num_inference_steps=num_inference_steps, perturbation=perturbation)
         if noise_start:
             texture = sample(images=normal, strength=strengths, generator=generator)[0].cpu()
+            if inpaint:
+                masks.append(torch.ones(len(batch), 1, images.shape[-2], images.shape[-1], dtype=torch.bool))
         else:
             seeds = torch.randint(2**62, (len(batch),), generator=generator).tolist()
+            mask = None
+            if inpaint:
+                mask = random_perlin_masks(len(batch), (images.shape[-2], images.shape[-1]), generator=generator)
+                masks.append(mask)
             pair = sample(
                 images=normal.repeat(2, 1, 1, 1),
                 strength=torch.cat([strengths, torch.zeros_like(strengths)]),
                 start=t0,
+                mask=None if mask is None else mask.repeat(2, 1, 1, 1),
                 generator=[torch.Generator().manual_seed(seed) for seed in [*seeds, *seeds]],
             )[0]
             texture, undisturbed = pair.cpu().chunk(2)
@@ -235,4 +291,9 @@ def sample_bank(
         textures.append((texture * 255).round().to(torch.uint8))
         sources.append(torch.full_like(batch, -1) if noise_start else batch)
     source_thumbnails = torch.cat([thumbnails(part.float() / 255) for part in images.split(64)])
-    return TextureBank(torch.cat(textures), torch.cat(sources), source_thumbnails)
+    return TextureBank(
+        torch.cat(textures),
+        torch.cat(sources),
+        source_thumbnails,
+        torch.cat(masks) if inpaint and count_noise < size else None,
+    )

@@ -3,10 +3,10 @@
 
 """Synthetic anomaly generator: blends textures of defects into normal images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -14,10 +14,18 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from .bank import TextureBank
-from .masks import changed_pixels, close_holes, foreground_mask, random_perlin_masks, uniform
+from .masks import Windows, close_holes, foreground_mask, limit_masks, random_perlin_masks, random_windows, uniform
 
 Foreground = Literal["auto", "off"]
+Source = Literal["bank", "self_texture", "noise"]
 TILES = 8
+NOISE_SPREAD = 0.2
+DEFAULT_CONTRAST = (0.1, 0.6)
+MIN_CHANGE = 1 / 255
+MAX_EXAGGERATION = 8.0
+MIN_AREA = 4e-4
+CONTOUR_RANGE = (0.2, 0.7)
+GREY_SPREAD = 4 / 255
 
 
 @dataclass(frozen=True)
@@ -27,39 +35,43 @@ class AnomalyParameters:
     Attributes:
         anomalous (torch.Tensor): Which images get a defect, boolean of shape ``(B, 1, 1, 1)``.
         perlin_masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
+        windows (Windows): Windows that masks are limited to.
         opacity (torch.Tensor): Opacity ``beta`` of the texture, of shape ``(B, 1, 1, 1)``.
+        contrast (torch.Tensor): Largest change that the texture makes at least, of shape ``(B, 1, 1, 1)``.
+        contour (torch.Tensor): Smallest change that the mask keeps, as a share of the largest in it, of shape
+            ``(B, 1, 1, 1)``.
+        sources (torch.Tensor): Where each texture comes from, index in ``Source``'s order, of shape ``(B, 1, 1, 1)``.
+        gain (torch.Tensor): Contrast of each channel of the texture, of shape ``(B, 3, 1, 1)``.
+        offset (torch.Tensor): Brightness of each channel of the texture, of shape ``(B, 3, 1, 1)``.
         texture_indices (torch.Tensor | None): Textures of the bank, of shape ``(B,)``.
         shifts (torch.Tensor | None): Rows and columns that textures of the bank are moved by, of shape ``(B, 2)``.
         flips (torch.Tensor | None): Whether rows and columns of these are reversed, boolean of shape ``(B, 2)``.
         tile_order (torch.Tensor | None): Order of the tiles of a self-texture, of shape ``(B, 64)``.
-        gain (torch.Tensor | None): Contrast of each channel of a self-texture, of shape ``(B, 3, 1, 1)``.
-        offset (torch.Tensor | None): Brightness of each channel of a self-texture, of shape ``(B, 3, 1, 1)``.
+        noise (torch.Tensor | None): Plain colours with noise, of shape ``(B, 3, H, W)``.
     """
 
     anomalous: torch.Tensor
     perlin_masks: torch.Tensor
+    windows: Windows
     opacity: torch.Tensor
+    contrast: torch.Tensor
+    contour: torch.Tensor
+    sources: torch.Tensor
+    gain: torch.Tensor
+    offset: torch.Tensor
     texture_indices: torch.Tensor | None = None
     shifts: torch.Tensor | None = None
     flips: torch.Tensor | None = None
     tile_order: torch.Tensor | None = None
-    gain: torch.Tensor | None = None
-    offset: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
 
-def self_texture(
-    images: torch.Tensor,
-    tile_order: torch.Tensor,
-    gain: torch.Tensor,
-    offset: torch.Tensor,
-) -> torch.Tensor:
-    """Make a texture of the image itself: tiles in another order, with other contrast and brightness.
+def self_texture(images: torch.Tensor, tile_order: torch.Tensor) -> torch.Tensor:
+    """Make a texture of the image itself: its tiles in another order.
 
     Args:
         images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
         tile_order (torch.Tensor): Permutations of the ``T * T`` tiles, of shape ``(B, T * T)``.
-        gain (torch.Tensor): Contrast of each channel, of shape ``(B, 3, 1, 1)``.
-        offset (torch.Tensor): Brightness of each channel, of shape ``(B, 3, 1, 1)``.
 
     Returns:
         torch.Tensor: Textures of shape ``(B, 3, H, W)`` with values in [0, 1].
@@ -70,7 +82,31 @@ def self_texture(
     parts = rearrange(padded, "b c (i h) (j w) -> b (i j) c h w", i=tiles, j=tiles)
     batch = torch.arange(len(images), device=images.device)[:, None]
     shuffled = rearrange(parts[batch, tile_order], "b (i j) c h w -> b c (i h) (j w)", i=tiles)
-    return ((shuffled[..., :height, :width] - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+    return shuffled[..., :height, :width]
+
+
+def adjust(
+    images: torch.Tensor,
+    textures: torch.Tensor,
+    gain: torch.Tensor,
+    offset: torch.Tensor,
+) -> torch.Tensor:
+    """Change contrast and brightness of textures, channel by channel; of all channels alike where images are grey.
+
+    Args:
+        images (torch.Tensor): Images that the textures are for, of shape ``(B, 3, H, W)`` with values in [0, 1].
+        textures (torch.Tensor): Textures of shape ``(B, 3, H, W)`` with values in [0, 1].
+        gain (torch.Tensor): Contrast of each channel, of shape ``(B, 3, 1, 1)``.
+        offset (torch.Tensor): Brightness of each channel, of shape ``(B, 3, 1, 1)``.
+
+    Returns:
+        torch.Tensor: Textures of the same shape with values in [0, 1].
+    """
+    # A grey camera sees no coloured defects: colour would give them away.
+    spread = (images.amax(dim=1) - images.amin(dim=1)).mean(dim=(1, 2))
+    grey = (spread < GREY_SPREAD)[:, None, None, None]
+    gain, offset = (torch.where(grey, value[:, :1], value).to(images.dtype) for value in (gain, offset))
+    return ((textures - 0.5) * gain + 0.5 + offset).clamp(0, 1)
 
 
 def displace(textures: torch.Tensor, shifts: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
@@ -106,9 +142,21 @@ class DiffusionAnomalyGenerator(v2.Transform):
             Defaults to ``None``.
         probability (float): Share of images that get a defect; the rest stays clean. Defaults to ``0.5``.
         blend_factor (float | Sequence[float]): Opacity ``beta`` or its range. Defaults to ``(0.5, 1.0)``.
+        contrast (Sequence[float]): Range of the largest change that a texture of the bank makes at least, in units of
+            images in [0, 1]. On a surface of low contrast a perturbed sample hardly differs from the normal image;
+            its difference is then exaggerated, up to eightfold. ``(0, 0)`` leaves it. Defaults to ``(0.1, 0.6)``.
+        contour (float): Share of textures of the bank whose mask is shaped by the sampled change: of the Perlin mask
+            it keeps the pixels that changed most. Defaults to ``0.0``.
+        local (float): Share of masks that are limited to an elliptic window, so that a defect is one small spot or
+            line and not scattered over the image. Defaults to ``0.5``.
         displacement (float): Share of textures of the bank that are moved and flipped at random instead of blended in
             place: parts of the object appear where they do not belong. Only where ``foreground`` finds an object: a
             surface that is alike everywhere would look normal. Defaults to ``0.5``.
+        jitter (float): Share of textures of the bank whose contrast and brightness are changed channel by channel, as
+            those of every self-texture are. Defaults to ``0.5``.
+        sources (Mapping[str, float] | None): Shares of ``"bank"``, ``"self_texture"`` (tiles of the image itself in
+            another order) and ``"noise"`` (a plain colour with noise). ``None`` takes the bank alone, or
+            self-textures alone where there is no bank. Defaults to ``None``.
         rotation (float): Largest rotation of the Perlin masks to either side, in degrees. Defaults to ``90.0``.
         foreground (Foreground): ``"auto"`` keeps defects on an object that lies on a plain background and leaves
             textures alone; ``"off"`` puts them anywhere. Defaults to ``"auto"``.
@@ -135,14 +183,26 @@ class DiffusionAnomalyGenerator(v2.Transform):
         bank: TextureBank | str | Path | None = None,
         probability: float = 0.5,
         blend_factor: float | Sequence[float] = (0.5, 1.0),
+        contrast: Sequence[float] = DEFAULT_CONTRAST,
+        contour: float = 0.0,
+        local: float = 0.5,
         displacement: float = 0.5,
+        jitter: float = 0.5,
+        sources: Mapping[str, float] | None = None,
         rotation: float = 90.0,
         foreground: Foreground = "auto",
         change_threshold: float = 0.04,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, share in (("probability", probability), ("displacement", displacement)):
+        shares = {
+            "probability": probability,
+            "contour": contour,
+            "local": local,
+            "displacement": displacement,
+            "jitter": jitter,
+        }
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 msg = f"{name} must lie in [0, 1], but is {share}."
                 raise ValueError(msg)
@@ -151,13 +211,29 @@ class DiffusionAnomalyGenerator(v2.Transform):
         if len(blend_factor) != 2 or not 0 < blend_factor[0] <= blend_factor[1] <= 1:
             msg = f"blend_factor must be two numbers, 0 < low <= high <= 1, but is {tuple(blend_factor)}."
             raise ValueError(msg)
+        if len(contrast) != 2 or not 0 <= contrast[0] <= contrast[1] <= 1:
+            msg = f"contrast must be two numbers, 0 <= low <= high <= 1, but is {tuple(contrast)}."
+            raise ValueError(msg)
         if foreground not in get_args(Foreground):
             msg = f"Unknown foreground '{foreground}': choose one of {', '.join(get_args(Foreground))}."
+            raise ValueError(msg)
+        sources = sources or {"self_texture" if bank is None else "bank": 1.0}
+        known = get_args(Source)
+        if not set(sources) <= set(known) or min(sources.values()) < 0 or sum(sources.values()) <= 0:
+            msg = f"sources must give {', '.join(known)} shares that are not negative, but is {dict(sources)}."
+            raise ValueError(msg)
+        if bank is None and sources.get("bank", 0) > 0:
+            msg = "A share of textures from the bank needs a bank: give one, or leave 'bank' out of the sources."
             raise ValueError(msg)
         self.bank = TextureBank.load(bank) if isinstance(bank, str | Path) else bank
         self.probability = probability
         self.blend_factor = (float(blend_factor[0]), float(blend_factor[1]))
+        self.contrast = (float(contrast[0]), float(contrast[1]))
+        self.contour = contour
+        self.local = local
         self.displacement = displacement
+        self.jitter = jitter
+        self.shares = [float(sources.get(name, 0)) for name in known]
         self.rotation = rotation
         self.foreground = foreground
         self.change_threshold = change_threshold
@@ -176,26 +252,43 @@ class DiffusionAnomalyGenerator(v2.Transform):
         anomalous = uniform((count, 1, 1, 1), 0, 1, generator, device) < self.probability
         size = (images.shape[-2], images.shape[-1])
         perlin_masks = random_perlin_masks(count, size, self.rotation, generator, device)
+        windows = random_windows(count, self.local, generator, device)
         opacity = uniform((count, 1, 1, 1), *self.blend_factor, generator, device)
-        if self.bank is not None:
+        edges = torch.tensor(self.shares).cumsum(0) / sum(self.shares)
+        draws = uniform((count, 1, 1, 1), 0, 1, generator, device)
+        sources = (draws >= edges[:-1].to(device).reshape(1, -1, 1, 1)).sum(dim=1, keepdim=True)
+        # Textures of the bank keep their colours in part; the others are the image's own and must differ from it.
+        jittered = (sources > 0) | (uniform((count, 1, 1, 1), 0, 1, generator, device) < self.jitter)
+        gain = torch.where(jittered, uniform((count, 3, 1, 1), 0.5, 1.5, generator, device), 1.0)
+        offset = torch.where(jittered, uniform((count, 3, 1, 1), -0.2, 0.2, generator, device), 0.0)
+        shaped = (sources == 0) & (uniform((count, 1, 1, 1), 0, 1, generator, device) < self.contour)
+        contour = torch.where(shaped, uniform((count, 1, 1, 1), *CONTOUR_RANGE, generator, device), 0.0)
+        contrast = torch.where(sources == 0, uniform((count, 1, 1, 1), *self.contrast, generator, device), 0.0)
+        drawn: dict[str, torch.Tensor] = {}
+        if self.shares[0] > 0 and self.bank is not None:
             self.bank = self.bank.to(device)
             displaced = uniform((count, 1), 0, 1, generator, device) < self.displacement
             shifts = uniform((count, 2), 0, 1, generator, device) * torch.tensor(size, device=device)
-            return AnomalyParameters(
-                anomalous,
-                perlin_masks,
-                opacity,
-                texture_indices=self.bank.draw(images, generator),
-                shifts=shifts.long() * displaced,
-                flips=(uniform((count, 2), 0, 1, generator, device) < 0.5) & displaced,
-            )
+            drawn["texture_indices"] = self.bank.draw(images, generator)
+            drawn["shifts"] = shifts.long() * displaced
+            drawn["flips"] = (uniform((count, 2), 0, 1, generator, device) < 0.5) & displaced
+        if self.shares[1] > 0:
+            drawn["tile_order"] = uniform((count, TILES**2), 0, 1, generator, device).argsort(dim=1)
+        if self.shares[2] > 0:
+            colour = uniform((count, 3, 1, 1), 0, 1, generator, device)
+            spread = uniform((count, 3, *size), -NOISE_SPREAD, NOISE_SPREAD, generator, device)
+            drawn["noise"] = (colour + spread).clamp(0, 1)
         return AnomalyParameters(
             anomalous,
             perlin_masks,
+            windows,
             opacity,
-            tile_order=uniform((count, TILES**2), 0, 1, generator, device).argsort(dim=1),
-            gain=uniform((count, 3, 1, 1), 0.5, 1.5, generator, device),
-            offset=uniform((count, 3, 1, 1), -0.2, 0.2, generator, device),
+            contrast,
+            contour,
+            sources,
+            gain,
+            offset,
+            **drawn,
         )
 
     def apply_parameters(
@@ -213,26 +306,41 @@ class DiffusionAnomalyGenerator(v2.Transform):
             tuple[torch.Tensor, torch.Tensor]: Augmented images of shape ``(B, 3, H, W)`` and masks of shape
             ``(B, 1, H, W)`` with values 0 and 1.
         """
-        masks = parameters.perlin_masks & parameters.anomalous
+        masks = parameters.perlin_masks
+        allowed = parameters.anomalous.expand_as(masks)
         has_object = torch.zeros(len(images), 1, dtype=torch.bool, device=images.device)
         if self.foreground == "auto":
             foreground = foreground_mask(images)
             has_object = ~foreground.flatten(1).all(dim=1, keepdim=True)
-            masks &= foreground
+            allowed = allowed & foreground
+        textures = images
+        if parameters.tile_order is not None:
+            textures = self_texture(images, parameters.tile_order)
+        if parameters.noise is not None:
+            textures = torch.where(parameters.sources == 2, parameters.noise.to(images.dtype), textures)
         if parameters.texture_indices is not None and self.bank is not None:
-            textures = self.bank.get(parameters.texture_indices, (images.shape[-2], images.shape[-1]))
-            if parameters.shifts is not None and parameters.flips is not None:
+            size = (images.shape[-2], images.shape[-1])
+            sampled = self.bank.get(parameters.texture_indices, size)
+            from_bank = parameters.sources == 0
+            if self.bank.masks is not None:
+                is_paired = self.bank.sources[parameters.texture_indices] >= 0
+                own = self.bank.get_masks(parameters.texture_indices, size)
+                masks = torch.where(from_bank & is_paired[:, None, None, None], own, masks)
+            elif parameters.shifts is not None and parameters.flips is not None:
                 # A surface that is alike everywhere looks normal when it is moved: marking it would be wrong.
-                textures = displace(textures, parameters.shifts * has_object, parameters.flips & has_object)
-        else:
-            textures = self_texture(
-                images,
-                cast("torch.Tensor", parameters.tile_order),
-                cast("torch.Tensor", parameters.gain),
-                cast("torch.Tensor", parameters.offset),
-            )
-        blended = torch.lerp(images, textures.to(images.dtype), parameters.opacity.to(images.dtype))
-        masks = close_holes(masks & changed_pixels(images, blended, self.change_threshold))
+                sampled = displace(sampled, parameters.shifts * has_object, parameters.flips & has_object)
+            textures = torch.where(from_bank, sampled.to(images.dtype), textures)
+        textures = adjust(images, textures, parameters.gain, parameters.offset)
+        masks = limit_masks(masks, allowed, parameters.windows)
+        difference = parameters.opacity.to(images.dtype) * (textures - images)
+        largest = (difference.abs() * masks).amax(dim=(1, 2, 3), keepdim=True).clamp_min(MIN_CHANGE)
+        blended = images + difference * (parameters.contrast / largest).clamp(1, MAX_EXAGGERATION)
+        blended = blended.clamp(0, 1).to(images.dtype)
+        change = (blended - images).abs().amax(dim=1, keepdim=True)
+        largest = (change * masks).amax(dim=(2, 3), keepdim=True)
+        masks = close_holes(masks & (change > (parameters.contour * largest).clamp_min(self.change_threshold)))
+        # What is left of a few pixels nobody would call a defect.
+        masks &= masks.float().mean(dim=(1, 2, 3), keepdim=True) >= MIN_AREA
         return torch.where(masks, blended, images), masks.to(images.dtype)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

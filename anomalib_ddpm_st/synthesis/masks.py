@@ -3,6 +3,9 @@
 
 """Masks of synthetic defects: Perlin noise, foreground and changed pixels. Every function works on whole batches."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from kornia.geometry.transform import rotate
 from torch.nn import functional
@@ -11,6 +14,7 @@ PERLIN_SCALE_EXPONENTS = 6
 PERLIN_THRESHOLD = 0.5
 FOREGROUND_SIZE = 64
 HISTOGRAM_BINS = 64
+WINDOW_AXES = (0.03, 0.25)
 
 
 def uniform(
@@ -99,6 +103,81 @@ def random_perlin_masks(
     noise = torch.where(high > PERLIN_THRESHOLD, noise, stretched)
     noise = rotate(noise, uniform((batch_size,), -rotation, rotation, generator, device))
     return noise > PERLIN_THRESHOLD
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Random choices of one elliptic window for each image.
+
+    Attributes:
+        scores (torch.Tensor): The centre is the pixel of largest score among those allowed, ``(B, 1, S, S)``.
+        axes (torch.Tensor): Semi-axes as shares of the shorter side of the image, of shape ``(B, 2)``.
+        angles (torch.Tensor): Rotations in radians, of shape ``(B,)``.
+        used (torch.Tensor): Which images get a window, boolean of shape ``(B, 1, 1, 1)``.
+    """
+
+    scores: torch.Tensor
+    axes: torch.Tensor
+    angles: torch.Tensor
+    used: torch.Tensor
+
+
+def random_windows(
+    batch_size: int,
+    share: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> Windows:
+    """Draw elliptic windows for single, local defects; small ones are as frequent as large ones (log-uniform).
+
+    Args:
+        batch_size (int): Number of windows.
+        share (float): Share of images that get one.
+        generator (torch.Generator | None): Source of every random draw.
+        device (torch.device | None): Device of the result.
+
+    Returns:
+        Windows: Choices that :func:`limit_masks` takes.
+    """
+    low, high = (math.log(axis) for axis in WINDOW_AXES)
+    return Windows(
+        scores=uniform((batch_size, 1, FOREGROUND_SIZE, FOREGROUND_SIZE), 0, 1, generator, device),
+        axes=uniform((batch_size, 2), low, high, generator, device).exp(),
+        angles=uniform((batch_size,), 0, torch.pi, generator, device),
+        used=uniform((batch_size, 1, 1, 1), 0, 1, generator, device) < share,
+    )
+
+
+def limit_masks(masks: torch.Tensor, allowed: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Limit masks to where defects are allowed, and to a window around one of their pixels.
+
+    Coarse Perlin noise often misses a small object altogether; then the window takes the place of the mask.
+
+    Args:
+        masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
+        allowed (torch.Tensor): Where defects are allowed, boolean of the same shape.
+        windows (Windows): Choices of :func:`random_windows`.
+
+    Returns:
+        torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
+    """
+    height, width = masks.shape[-2:]
+    masks = masks & allowed
+    is_empty = ~masks.flatten(1).any(dim=1)[:, None, None, None]
+    candidates = torch.where(is_empty, allowed, masks).float()
+    small = functional.adaptive_max_pool2d(candidates, FOREGROUND_SIZE)
+    centre = (windows.scores * small).flatten(1).argmax(dim=1)
+    row = (centre // FOREGROUND_SIZE + 0.5) * height / FOREGROUND_SIZE
+    column = (centre % FOREGROUND_SIZE + 0.5) * width / FOREGROUND_SIZE
+    down = torch.arange(height, device=masks.device)[None, :, None] + 0.5 - row[:, None, None]
+    right = torch.arange(width, device=masks.device)[None, None, :] + 0.5 - column[:, None, None]
+    cosine, sine = (wave[:, None, None] for wave in (windows.angles.cos(), windows.angles.sin()))
+    axes = (windows.axes * min(height, width)).clamp_min(1)
+    along = (right * cosine + down * sine) / axes[:, :1, None]
+    across = (down * cosine - right * sine) / axes[:, 1:, None]
+    window = (along**2 + across**2 <= 1).unsqueeze(1)
+    masks = torch.where(is_empty, allowed & window, masks)
+    return torch.where(windows.used, masks & window, masks)
 
 
 def otsu_threshold(values: torch.Tensor) -> torch.Tensor:

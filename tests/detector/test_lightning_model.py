@@ -3,15 +3,17 @@
 
 """Tests of what the Lightning module does without an Engine."""
 
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,7 +21,10 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.detector import DdpmSt, lightning_model
-from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
+from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, turn
+from anomalib_ddpm_st.detector.lightning_model import Augmentation, Synthesis
+from anomalib_ddpm_st.detector.torch_model import EncoderStudent, ReverseStudent, StudentKind, SymmetricStudent
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, TextureBank, sample_bank
 
 LAYERS = ["layer1", "layer2"]
 
@@ -47,6 +52,7 @@ def model(shared_model: DdpmSt) -> DdpmSt:
     """The shared model without a Trainer."""
     shared_model._trainer = None
     shared_model.generator = None
+    shared_model.symmetries = None
     return shared_model
 
 
@@ -58,7 +64,14 @@ def test_learning_type_and_trainer_arguments(model: DdpmSt) -> None:
 
 def test_hyper_parameters_are_plain_data() -> None:
     """A checkpoint with them loads with ``weights_only``; no name contains "grid", which anomalib would expand."""
-    model = make_model(strength=[0.1, 0.2], start=[10, 20], blend_factor=[0.4, 0.6], diffusion_path="somewhere")
+    model = make_model(
+        strength=[0.1, 0.2],
+        start=[10, 20],
+        detail=[0.5, 0.6],
+        contrast=[0.3, 0.4],
+        blend_factor=[0.4, 0.6],
+        diffusion_path="somewhere",
+    )
     plain = (str, int, float, bool, type(None))
     components = {"pre_processor", "post_processor", "evaluator", "visualizer"}
     for name, value in model.hparams.items():
@@ -79,25 +92,109 @@ def test_settings_reach_the_stages() -> None:
         strength=[0.4, 0.5],
         start=[11, 12],
         sampling_steps=3,
+        from_noise=0.125,
+        inpaint=True,
+        detail=[0.3, 0.9],
+        contrast=[0.35, 0.45],
+        contour=0.1,
+        local=0.15,
+        displacement=0.2,
+        jitter=0.4,
         anomaly_probability=0.25,
         blend_factor=[0.2, 0.3],
         foreground="off",
+        augmentation="flips",
         segmentation_weight=4.0,
         distance_weight=0.125,
         top_k=9,
+        student="symmetric",
+        head_input="both",
     )
     assert model.cache_dir == Path("cache")
     assert model.diffusion_settings["training_steps"] == 7
-    expected = {"size": 5, "perturbation": "scaled", "strength": [0.4, 0.5], "start": [11, 12]}
-    assert expected.items() <= model.bank_settings.items()
-    assert model.bank_settings["num_inference_steps"] == 3
+    assert model.bank_settings == {
+        "size": 5,
+        "perturbation": "scaled",
+        "strength": [0.4, 0.5],
+        "start": [11, 12],
+        "num_inference_steps": 3,
+        "from_noise": 0.125,
+        "inpaint": True,
+        "detail": [0.3, 0.9],
+    }
     generator = DiffusionAnomalyGenerator(None, **model.generator_settings)
     assert generator.probability == pytest.approx(0.25)
     assert generator.blend_factor == (0.2, 0.3)
+    assert generator.contrast == (0.35, 0.45)
     assert generator.foreground == "off"
+    shares = [generator.contour, generator.local, generator.displacement, generator.jitter]
+    assert shares == [0.1, 0.15, 0.2, 0.4]
+    assert model.augmentation == "flips"
     assert model.loss.segmentation_weight == pytest.approx(4.0)
     assert model.model.distance_weight == pytest.approx(0.125)
     assert model.model.top_k == 9
+    assert isinstance(model.model.student, SymmetricStudent)
+    assert model.model.head_input == "both"
+
+
+def test_settings_are_arguments_of_sample_bank() -> None:
+    """What is not given takes the defaults of the bank; the bank takes every setting."""
+    parameters = signature(sample_bank).parameters
+    settings = make_model().bank_settings
+    assert set(settings) <= set(parameters)
+    for name, value in settings.items():
+        default = parameters[name].default
+        assert value == (list(default) if isinstance(default, tuple) else default), name
+
+
+@pytest.mark.parametrize(
+    ("synthesis", "needs_bank", "shares", "probability"),
+    [
+        ("diffusion", True, [1.0, 0.0, 0.0], 0.75),
+        ("mixture", True, [0.5, 0.5, 0.0], 0.75),
+        ("self_texture", False, [0.0, 1.0, 0.0], 0.75),
+        ("noise", False, [0.0, 0.0, 1.0], 0.75),
+        ("none", False, [0.0, 1.0, 0.0], 0.0),
+    ],
+)
+def test_kinds_of_synthesis(
+    synthesis: Synthesis,
+    needs_bank: bool,
+    shares: list[float],
+    probability: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each kind draws from its sources; only those that need a bank prepare one."""
+    textures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    TextureBank(textures, torch.tensor([-1, -1]), torch.zeros(1, 768)).save(tmp_path)
+    asked: list[Any] = []
+
+    def prepare(dataset: Any) -> Path:  # ruff: ignore[any-type]
+        asked.append(dataset)
+        return tmp_path
+
+    model = make_model(synthesis=synthesis, augmentation="none")
+    assert model.needs_bank == needs_bank
+    monkeypatch.setattr(model, "_prepare_bank", prepare)
+    dataset = object()
+    attach(model, train_dataloader=SimpleNamespace(dataset=dataset))
+    model.on_train_start()
+    assert asked == ([dataset] if needs_bank else [])
+    assert model.generator.shares == shares
+    assert model.generator.probability == pytest.approx(probability)
+    assert (model.generator.bank is not None) == needs_bank
+    if needs_bank:
+        assert torch.equal(model.generator.bank.textures, textures)
+    images = torch.rand(16, 3, 32, 32)
+    augmented, masks = model.generator(images)
+    assert bool(masks.any()) == (synthesis != "none")
+    assert torch.equal(augmented, images) == (synthesis == "none")
+
+
+def test_kinds_are_complete() -> None:
+    """Every kind that the annotation names has its sources."""
+    assert set(lightning_model.SOURCES) == set(get_args(Synthesis))
 
 
 def test_default_components(model: DdpmSt) -> None:
@@ -151,6 +248,14 @@ def test_bad_weights_are_named_at_once(tmp_path: Path) -> None:
     "arguments",
     [
         {"synthesis": "magic"},
+        {"augmentation": "spin"},
+        {"student": "twin"},
+        {"head_input": "sum"},
+        {"contrast": [0.5, 0.1]},
+        {"contour": 1.5},
+        {"local": 1.5},
+        {"displacement": -0.5},
+        {"jitter": 2.0},
         {"anomaly_probability": 1.5},
         {"blend_factor": [0.9, 0.1]},
         {"foreground": "on"},
@@ -165,19 +270,45 @@ def test_bad_settings_are_named_at_once(arguments: dict[str, Any]) -> None:
         make_model(**arguments)
 
 
-def test_optimizer(model: DdpmSt) -> None:
-    """Encoder and the rest have learning rates of their own; every weight but the teacher's is in it, once."""
+@pytest.mark.parametrize("arguments", [{"from_noise": -0.5}, {"from_noise": 1.5}, {"detail": [0.5]}])
+def test_bad_settings_of_the_bank_are_named_at_once(arguments: dict[str, Any]) -> None:
+    """A wrong setting of stage 2 fails when the model is made, not after an hour of stage 1."""
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        make_model(**arguments)
+
+
+def test_diffusion_settings_are_checked_without_a_bank() -> None:
+    """The check of settings needs no bank that is not there yet."""
+    assert make_model(synthesis="mixture").generator is None
+    with pytest.raises(ValueError, match="jitter"):
+        make_model(synthesis="mixture", jitter=-1.0)
+
+
+@pytest.mark.parametrize("student", ["reverse", "encoder", "symmetric"])
+def test_optimizer(student: StudentKind) -> None:
+    """Only a pre-trained encoder has a learning rate of its own; every weight but the teacher's is in it, once."""
+    model = make_model(training_steps=50, learning_rate=1e-2, encoder_learning_rate=1e-3, student=student)
     attach(model, estimated_stepping_batches=1000)
     configured = model.configure_optimizers()
     groups = configured["optimizer"].param_groups
-    assert [group["max_lr"] for group in groups] == [1e-3, 1e-2]
+    assert [group["max_lr"] for group in groups] == [1e-2, 1e-3][: 2 if student == "encoder" else 1]
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(held) == len(set(held))
-    assert set(held) == {id(value) for value in model.model.parameters() if value.requires_grad}
-    assert {id(value) for value in model.model.student.encoder.parameters()} == {
-        id(value) for value in groups[0]["params"]
-    }
+    learning = [*model.model.student.parameters(), *model.model.head.parameters()]
+    assert set(held) == {id(value) for value in learning}
+    if student == "encoder":
+        encoder = {id(value) for value in model.model.student.encoder.parameters()}
+        assert encoder == {id(value) for value in groups[1]["params"]}
     assert configured["lr_scheduler"]["interval"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("student", "kind"), [("reverse", ReverseStudent), ("encoder", EncoderStudent), ("symmetric", SymmetricStudent)]
+)
+def test_kinds_of_student(student: StudentKind, kind: type) -> None:
+    """The argument reaches the network; "reverse" is the default."""
+    assert type(make_model(student=student).model.student) is kind
+    assert type(make_model().model.student) is ReverseStudent
 
 
 @pytest.mark.parametrize(("batches", "steps"), [(1000, 50), (20, 20), (float("inf"), 50)])
@@ -188,7 +319,7 @@ def test_schedule_ends_where_training_ends(model: DdpmSt, batches: float, steps:
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(steps):
-        rates.append(optimizer.param_groups[1]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     assert max(rates) == pytest.approx(1e-2, rel=0.05)
@@ -209,19 +340,53 @@ def make_batch(count: int = 2) -> ImageBatch:
     return ImageBatch(image=torch.rand(count, 3, 64, 64), gt_label=torch.zeros(count, dtype=torch.bool))
 
 
-def test_training_step(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defects go to the student, the clean images to the teacher, the masks to the loss."""
+@pytest.mark.parametrize("element", [(0, 0, 0), (1, 1, 0)])
+def test_training_step(model: DdpmSt, element: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defects go to the student, the clean images to the teacher, the masks to the loss, all turned alike."""
     batch = make_batch()
     augmented, masks = torch.rand(2, 3, 64, 64), (torch.rand(2, 1, 64, 64) < 0.5).float()
     logged: dict[str, Any] = {}
     model.train()
     model.generator = lambda images: (augmented, masks) if images is batch.image else None
+    model.symmetries = torch.tensor([element], dtype=torch.bool)
     monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: value}))
+    elements = model.symmetries.expand(2, -1)
     with torch.no_grad():
-        expected = model.loss(*model.model(augmented, batch.image), masks)
+        turned = [turn(part, elements) for part in (augmented, batch.image, masks)]
+        expected = model.loss(*model.model(*turned[:2]), turned[2])
         loss = model.training_step(batch, 0)["loss"]
     torch.testing.assert_close(loss, expected)
     assert logged["train_loss"] is loss
+
+
+def test_training_step_draws_an_element_for_each_image(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image is turned by an allowed element of its own, and with it its clean image and its mask."""
+    images = torch.rand(200, 3, 4, 4)
+    augmented, masks = images + 1, images[:, :1] + 2
+    allowed = torch.tensor(SYMMETRIES, dtype=torch.bool)[[0, 3, 5]]
+    seen: dict[str, torch.Tensor] = {}
+
+    def forward(defects: torch.Tensor, clean: torch.Tensor) -> tuple[None, None, None]:
+        seen.update(defects=defects, clean=clean)
+        return None, None, None
+
+    def loss(*arguments: Any) -> torch.Tensor:  # ruff: ignore[any-type]
+        seen.update(masks=arguments[-1])
+        return torch.zeros(())
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    monkeypatch.setattr(model.loss, "forward", loss)
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    model.generator = lambda _: (augmented, masks)
+    model.symmetries = allowed
+    batch = ImageBatch(image=images, gt_label=torch.zeros(200, dtype=torch.bool))
+    model.training_step(batch, 0)
+    torch.testing.assert_close(seen["defects"], seen["clean"] + 1)
+    torch.testing.assert_close(seen["masks"], seen["clean"][:, :1] + 2)
+    poses = torch.stack([turn(images, element.expand(200, -1)) for element in allowed])
+    drawn = (poses == seen["clean"]).flatten(2).all(dim=2)
+    assert (drawn.sum(dim=0) == 1).all()
+    assert drawn.sum(dim=1).min() > 40
 
 
 def test_training_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +400,7 @@ def test_training_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = DiffusionAnomalyGenerator(None, **model.generator_settings)
     fixed = generator(batch.image)
     model.generator = lambda _: fixed
+    model.symmetries = torch.tensor(SYMMETRIES[:1], dtype=torch.bool)
     model.train()
     losses = []
     for _ in range(8):
@@ -273,15 +439,23 @@ def test_gradient_clipping(
     assert calls == [(norm, "norm"), (norm, "value")]
 
 
-def test_self_texture_needs_no_diffusion(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("synthesis", ["self_texture", "noise", "none"])
+def test_no_diffusion_without_need(synthesis: Synthesis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither DDPM nor bank is prepared, and the generator has no bank."""
 
     def fail(*_: Any, **__: Any) -> None:  # ruff: ignore[any-type]
         pytest.fail("stage 1 was started")
 
+    model = make_model(synthesis=synthesis)
     monkeypatch.setattr(lightning_model, "prepare_diffusion", fail)
     monkeypatch.setattr(lightning_model, "prepare_bank", fail)
-    attach(model, state=SimpleNamespace(fn=TrainerFn.FITTING), datamodule=None)
+    dataset = torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))
+    attach(
+        model,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        datamodule=None,
+        train_dataloader=SimpleNamespace(dataset=dataset),
+    )
     model.prepare_data()
     model.on_train_start()
     assert isinstance(model.generator, DiffusionAnomalyGenerator)
@@ -290,10 +464,94 @@ def test_self_texture_needs_no_diffusion(model: DdpmSt, monkeypatch: pytest.Monk
     assert model.generator is None
 
 
+@pytest.mark.parametrize("synthesis", ["diffusion", "mixture"])
+def test_bank_is_prepared_before_training(synthesis: Synthesis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training set of the datamodule is set up for it, once."""
+    model = make_model(synthesis=synthesis)
+    asked: list[Any] = []
+    monkeypatch.setattr(model, "_prepare_bank", asked.append)
+    datamodule = MagicMock(spec=AnomalibDataModule, train_data="images")
+    attach(model, state=SimpleNamespace(fn=TrainerFn.FITTING), datamodule=datamodule)
+    model.prepare_data()
+    assert asked == ["images"]
+    datamodule.setup.assert_called_once_with(TrainerFn.FITTING)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "count"),
+    [("none", 1), ("flips", 4), ("flips_and_turns", 8)],
+)
+def test_augmentation_that_is_said(
+    augmentation: Augmentation,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody looks at the images; flips are what does not transpose."""
+    monkeypatch.setattr(lightning_model, "load_normal_images", lambda *_: pytest.fail("images were read"))
+    model = make_model(augmentation=augmentation)
+    attach(model, train_dataloader=SimpleNamespace(dataset=SimpleNamespace(samples="anything")))
+    model.on_train_start()
+    assert model.symmetries.dtype == torch.bool
+    assert [tuple(row) for row in model.symmetries.int().tolist()] == list(SYMMETRIES[:count])
+    assert any(element[0] for element in SYMMETRIES[:count]) == (augmentation == "flips_and_turns")
+
+
+def test_auto_augmentation_of_other_datasets(model: DdpmSt) -> None:
+    """A dataset without paths is left as it is."""
+    assert model.augmentation == "auto"
+    dataset = torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))
+    assert model._symmetries(dataset).tolist() == [[False, False, False]]
+
+
+@pytest.mark.parametrize("poses", [1, 8])
+def test_auto_augmentation(poses: int, tmp_path: Path) -> None:
+    """The normal images tell: parts in every pose may be turned, parts in one pose may not."""
+    model = make_model(pre_processor=DdpmSt.configure_pre_processor((64, 64)))
+    part = torch.full((1, 3, 64, 64), 0.1)
+    part[..., 8:56, 8:16] = 0.9
+    part[..., 48:56, 8:40] = 0.6
+    rows = []
+    for index in range(24):
+        element = torch.tensor([SYMMETRIES[index % poses]], dtype=torch.bool)
+        pixels = (turn(part, element)[0] + 0.02 * torch.randn(3, 64, 64)).clamp(0, 1) * 255
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(pixels.permute(1, 2, 0).round().byte().numpy()).save(path)
+        rows.append({"image_path": str(path), "label_index": 0})
+    symmetries = model._symmetries(SimpleNamespace(samples=pd.DataFrame(rows)))
+    assert {tuple(row) for row in symmetries.int().tolist()} == set(SYMMETRIES[:poses])
+
+
+def test_what_auto_augmentation_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the normal images, at the size of the detector, by the teacher's two coarsest levels."""
+    model = make_model(layers=["layer1", "layer2", "layer3"])
+    calls: dict[str, Any] = {}
+
+    def load(*arguments: Any) -> str:  # ruff: ignore[any-type]
+        calls["load"] = arguments
+        return "images"
+
+    def allowed(images: str, features: Any) -> tuple[torch.Tensor, list[float]]:  # ruff: ignore[any-type]
+        calls.update(images=images, features=features)
+        return torch.tensor([[True, False, True]]), [0.5]
+
+    monkeypatch.setattr(lightning_model, "load_normal_images", load)
+    monkeypatch.setattr(lightning_model, "allowed_symmetries", allowed)
+    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
+    assert model._symmetries(SimpleNamespace(samples=samples)).tolist() == [[True, False, True]]
+    assert calls["load"] == (["a", "c"], (256, 256), MAX_REFERENCES)
+    assert calls["images"] == "images"
+    batch = torch.rand(2, 3, 64, 64)
+    teacher = model.model.teacher
+    with torch.no_grad():
+        expected = teacher(teacher.normalize(batch))[-2:]
+        for level, other in zip(calls["features"](batch), expected, strict=True):
+            torch.testing.assert_close(level, other)
+
+
 @pytest.mark.parametrize("function", [TrainerFn.TESTING, TrainerFn.VALIDATING, TrainerFn.PREDICTING])
 def test_nothing_is_prepared_for_testing(function: TrainerFn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only training makes defects."""
-    model = make_model(synthesis="diffusion")
+    model = make_model(synthesis="mixture")
     monkeypatch.setattr(model, "_prepare_bank", lambda *_: pytest.fail("stage 1 was started"))
     attach(model, state=SimpleNamespace(fn=function), datamodule=None)
     model.prepare_data()

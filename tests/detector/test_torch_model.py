@@ -5,6 +5,7 @@
 
 import socket
 from collections.abc import Iterator
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,54 @@ from torch import nn
 from torch.nn import functional
 
 from anomalib_ddpm_st.detector import DdpmStModel, torch_model
-from anomalib_ddpm_st.detector.torch_model import Teacher, build_extractor, distance_map, read_weights
+from anomalib_ddpm_st.detector.torch_model import (
+    BOTTLENECK_WIDTH,
+    MAX_DECODER_WIDTH,
+    Decoder,
+    EncoderStudent,
+    HeadInput,
+    ResidualBlock,
+    ReverseStudent,
+    StudentKind,
+    SymmetricStudent,
+    Teacher,
+    build_extractor,
+    distance_map,
+    read_weights,
+)
 
 LAYERS = ("layer1", "layer2", "layer3")
 SIZES = [(32, 32), (64, 64), (65, 97), (33, 35)]
 
 
+STUDENTS = {"reverse": ReverseStudent, "encoder": EncoderStudent, "symmetric": SymmetricStudent}
+
+
 @pytest.fixture(scope="module")
-def shared_model() -> DdpmStModel:
-    """Model with random weights, made once."""
+def shared_models() -> dict[str, DdpmStModel]:
+    """A model with random weights for each kind of student, made once."""
     torch.manual_seed(0)
-    return DdpmStModel("resnet18", LAYERS)
+    return {student: DdpmStModel("resnet18", LAYERS, student=student) for student in STUDENTS}
+
+
+def on_loan(model: DdpmStModel) -> Iterator[DdpmStModel]:
+    """A shared model in evaluation mode, with its weights restored after the test."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    yield model.eval()
+    model.load_state_dict(state)
+    model.zero_grad()
 
 
 @pytest.fixture
-def model(shared_model: DdpmStModel) -> Iterator[DdpmStModel]:
-    """The shared model in evaluation mode, with its weights restored after the test."""
-    state = {name: value.clone() for name, value in shared_model.state_dict().items()}
-    yield shared_model.eval()
-    shared_model.load_state_dict(state)
-    shared_model.zero_grad()
+def model(shared_models: dict[str, DdpmStModel]) -> Iterator[DdpmStModel]:
+    """Model with the default student."""
+    yield from on_loan(shared_models["reverse"])
+
+
+@pytest.fixture(params=STUDENTS)
+def any_model(shared_models: dict[str, DdpmStModel], request: pytest.FixtureRequest) -> Iterator[DdpmStModel]:
+    """Model with each kind of student."""
+    yield from on_loan(shared_models[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +84,10 @@ def whole_weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_evaluation_output(model: DdpmStModel, size: tuple[int, int]) -> None:
+def test_evaluation_output(any_model: DdpmStModel, size: tuple[int, int]) -> None:
     """Map and score have the shapes of anomalib and values in [0, 1]."""
     with torch.no_grad():
-        output = model(torch.rand(2, 3, *size))
+        output = any_model(torch.rand(2, 3, *size))
     assert output.anomaly_map.shape == (2, 1, *size)
     assert output.pred_score.shape == (2,)
     for values in (output.anomaly_map, output.pred_score):
@@ -67,37 +96,39 @@ def test_evaluation_output(model: DdpmStModel, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_training_output(model: DdpmStModel, size: tuple[int, int]) -> None:
+def test_training_output(any_model: DdpmStModel, size: tuple[int, int]) -> None:
     """Features of teacher and student have the same shapes, logits those of the image."""
-    model.train()
+    any_model.train()
     with torch.no_grad():
-        teacher, student, logits = model(torch.rand(2, 3, *size), torch.rand(2, 3, *size))
+        teacher, student, logits = any_model(torch.rand(2, 3, *size), torch.rand(2, 3, *size))
     assert [level.shape for level in teacher] == [level.shape for level in student]
-    assert [level.shape[1] for level in teacher] == model.teacher.out_dims
+    assert [level.shape[1] for level in teacher] == any_model.teacher.out_dims
     assert logits.shape == (2, 1, *size)
     assert logits.std() > 0
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)])
-def test_flat_images(model: DdpmStModel, images: torch.Tensor) -> None:
+def test_flat_images(any_model: DdpmStModel, images: torch.Tensor) -> None:
     """Black and white images give finite values."""
     with torch.no_grad():
-        output = model(images)
+        output = any_model(images)
     assert output.anomaly_map.isfinite().all()
     assert output.pred_score.isfinite().all()
 
 
-def test_images_of_a_batch_do_not_mix(model: DdpmStModel) -> None:
+def test_images_of_a_batch_do_not_mix(any_model: DdpmStModel) -> None:
     """In evaluation mode an image scores the same alone and in a batch."""
     images = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
-        together, alone = model(images), model(images[1:2])
+        together, alone = any_model(images), any_model(images[1:2])
     torch.testing.assert_close(together.anomaly_map[1:2], alone.anomaly_map, atol=1e-4, rtol=0)
     torch.testing.assert_close(together.pred_score[1:2], alone.pred_score, atol=1e-4, rtol=0)
 
 
-def test_evaluation_by_formula(model: DdpmStModel) -> None:
+@pytest.mark.parametrize("head_input", ["product", "distance", "both"])
+def test_evaluation_by_formula(head_input: HeadInput) -> None:
     """The map mixes segmentation and distance by the weight; the score is the mean of the largest pixels."""
+    model = DdpmStModel("resnet18", LAYERS, top_k=40, head_input=head_input).eval()
     images = torch.rand(2, 3, 48, 64)
     with torch.no_grad():
         model.distance_weight = 0.0
@@ -106,11 +137,17 @@ def test_evaluation_by_formula(model: DdpmStModel) -> None:
         distance = model(images).anomaly_map
         model.distance_weight = 0.3
         output = model(images)
-        logits = functional.interpolate(model.head(model.compare(images)[2]), size=(48, 64), mode="bilinear")
-    model.distance_weight = 0.5
-    torch.testing.assert_close(segmentation, logits.sigmoid())
+        teacher, student, _ = model.compare(images)
+        shown = []
+        for target, restored in zip(teacher, student, strict=True):
+            product = functional.normalize(target, dim=1) * functional.normalize(restored, dim=1)
+            cosine = 1 - torch.cosine_similarity(target, restored, dim=1).unsqueeze(1)
+            parts = {"product": [product * target.shape[1]], "distance": [cosine]}
+            shown.append(torch.cat(parts.get(head_input, [*parts["product"], *parts["distance"]]), dim=1))
+        logits = functional.interpolate(model.head(shown), size=(48, 64), mode="bilinear")
+    torch.testing.assert_close(segmentation, logits.sigmoid(), atol=1e-5, rtol=0)
     torch.testing.assert_close(output.anomaly_map, 0.7 * segmentation + 0.3 * distance)
-    largest = output.anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, : model.top_k]
+    largest = output.anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, :40]
     torch.testing.assert_close(output.pred_score, largest.mean(dim=1))
 
 
@@ -122,10 +159,10 @@ def test_score_with_more_pixels_asked_for_than_there_are() -> None:
     torch.testing.assert_close(output.pred_score, output.anomaly_map.mean(dim=(1, 2, 3)))
 
 
-def test_distance_map_equals_cosine_similarity(model: DdpmStModel) -> None:
+def test_distance_map_equals_cosine_similarity(any_model: DdpmStModel) -> None:
     """The products give the mean of the cosine distances that torch computes."""
     with torch.no_grad():
-        teacher, student, products = model.compare(torch.rand(2, 3, 64, 96))
+        teacher, student, products = any_model.compare(torch.rand(2, 3, 64, 96))
         result = distance_map(products, torch.Size((64, 96)))
     expected = torch.zeros(2, 1, 64, 96)
     for target, restored in zip(teacher, student, strict=True):
@@ -143,17 +180,17 @@ def test_distance_map_limits(sign: float, expected: float) -> None:
     torch.testing.assert_close(result, torch.full((1, 1, 8, 8), expected), atol=1e-5, rtol=0)
 
 
-def test_student_gets_the_defects_and_teacher_the_clean_images(model: DdpmStModel) -> None:
+def test_student_gets_the_defects_and_teacher_the_clean_images(any_model: DdpmStModel) -> None:
     """While training, the target is the teacher's view of the clean image; student and logits see the defects."""
     clean, defects, others = (torch.rand(2, 3, 32, 32) for _ in range(3))
-    model.train()
+    any_model.train()
     with torch.no_grad():
-        teacher, student, logits = model(defects, clean)
-        expected = model.teacher(model.teacher.normalize(clean))
+        teacher, student, logits = any_model(defects, clean)
+        expected = any_model.teacher(any_model.teacher.normalize(clean))
         for one, other in zip(teacher, expected, strict=True):
             torch.testing.assert_close(one, other)
-        _, same_student, same_logits = model(defects, others)
-        _, other_student, other_logits = model(others, clean)
+        _, same_student, same_logits = any_model(defects, others)
+        _, other_student, other_logits = any_model(others, clean)
     torch.testing.assert_close(student[0], same_student[0])
     torch.testing.assert_close(logits, same_logits)
     assert not torch.allclose(student[0], other_student[0])
@@ -170,13 +207,189 @@ def test_normalize(model: DdpmStModel) -> None:
     torch.testing.assert_close(model.teacher.normalize(images), expected)
 
 
-def test_other_layers_and_backbone() -> None:
-    """Two layers, and another CNN, work as well."""
-    for backbone, layers in (("resnet18", ["layer2", "layer3"]), ("mobilenetv3_small_050", ["blocks.1", "blocks.3"])):
-        model = DdpmStModel(backbone, layers).eval()
-        with torch.no_grad():
-            output = model(torch.rand(2, 3, 64, 64))
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize(
+    ("backbone", "layers"),
+    [
+        ("resnet18", ["layer2"]),
+        ("resnet18", ["layer2", "layer3"]),
+        ("mobilenetv3_small_050", ["blocks.1", "blocks.3"]),
+    ],
+)
+def test_other_layers_and_backbone(backbone: str, layers: list[str], student: StudentKind) -> None:
+    """One layer or two, and another CNN, work as well, in use and in training."""
+    model = DdpmStModel(backbone, layers, student=student).eval()
+    with torch.no_grad():
+        output = model(torch.rand(2, 3, 64, 64))
         assert output.anomaly_map.shape == (2, 1, 64, 64)
+        assert output.anomaly_map.std() > 0
+        teacher, restored, _ = model.train()(torch.rand(2, 3, 64, 64))
+    assert [level.shape for level in teacher] == [level.shape for level in restored]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Students
+
+
+@pytest.mark.parametrize(("student", "kind"), STUDENTS.items())
+def test_kinds_of_student(shared_models: dict[str, DdpmStModel], student: str, kind: type[nn.Module]) -> None:
+    """Each name gives its class."""
+    assert type(shared_models[student].student) is kind
+
+
+def test_default_student_and_head_input() -> None:
+    """The head sees products, the student runs the other way."""
+    model = DdpmStModel("resnet18", LAYERS[:1])
+    assert isinstance(model.student, ReverseStudent)
+    assert model.head_input == "product"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"student": "teacher"}, "Unknown student 'teacher': choose one of reverse, encoder, symmetric"),
+        ({"head_input": "sum"}, "Unknown head_input 'sum': choose one of product, distance, both"),
+    ],
+)
+def test_unknown_kinds(arguments: dict[str, Any], message: str) -> None:
+    """The message names the argument, what was given and what there is."""
+    with pytest.raises(ValueError, match=message):
+        DdpmStModel("resnet18", LAYERS, **arguments)
+
+
+def test_what_each_student_looks_at(any_model: DdpmStModel) -> None:
+    """A reverse student sees the teacher's features alone, the others the image alone."""
+    student, others = any_model.student, torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features, other_features = any_model.teacher(images), any_model.teacher(others)
+        given = student(images, features)
+        by_image = student(others, features)
+        by_features = student(images, other_features)
+    is_reverse = isinstance(student, ReverseStudent)
+    for level, image_level, feature_level in zip(given, by_image, by_features, strict=True):
+        assert torch.equal(level, image_level) == is_reverse
+        assert torch.equal(level, feature_level) == (not is_reverse)
+
+
+def test_reverse_student_passes_a_bottleneck(model: DdpmStModel) -> None:
+    """Every level reaches the decoder, and by nothing but a bottleneck of half of the coarsest resolution."""
+    shapes: list[torch.Size] = []
+    hook = model.student.bottleneck.register_forward_hook(lambda *call: shapes.append(call[-1].shape))
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        features = model.teacher(images)
+        restored = model.student(images, features)
+        for level in range(3):
+            changed = [value.clone() for value in features]
+            changed[level] = changed[level].flip(-1)
+            for before, after in zip(restored, model.student(images, changed), strict=True):
+                assert not torch.allclose(before, after, atol=1e-6), level
+    hook.remove()
+    assert shapes == [(2, BOTTLENECK_WIDTH, 2, 3)] * 4
+    hook = model.student.bottleneck.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
+    with torch.no_grad():
+        blocked = model.student(images, features)
+        others = model.student(images, [value.flip(-1) * 2 for value in features])
+    hook.remove()
+    assert all(starmap(torch.equal, zip(blocked, others, strict=True)))
+
+
+def test_encoder_student_passes_a_bottleneck(shared_models: dict[str, DdpmStModel]) -> None:
+    """The decoder sees the coarsest level of the encoder at half of its resolution, and nothing else."""
+    student = shared_models["encoder"].eval().student
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        features = shared_models["encoder"].teacher(images)
+        hidden = student.bottleneck(next(iter(student.encoder(images).values())))
+        assert hidden.shape == (2, BOTTLENECK_WIDTH, 2, 3)
+        expected = student.decoder(hidden, [level.shape[-2:] for level in features])
+        for level, restored in zip(student(images, features), expected, strict=True):
+            torch.testing.assert_close(level, restored)
+    assert list(student.encoder.layers) == [LAYERS[-1]]
+
+
+def test_symmetric_student_is_the_architecture_of_the_teacher(shared_models: dict[str, DdpmStModel]) -> None:
+    """The same tensors, with other values."""
+    model = shared_models["symmetric"]
+    teacher = model.teacher.extractor.feature_extractor.state_dict()
+    student = model.student.encoder.feature_extractor.state_dict()
+    assert {name: value.shape for name, value in teacher.items()} == {
+        name: value.shape for name, value in student.items()
+    }
+    assert not torch.equal(teacher["layer1.0.conv1.weight"], student["layer1.0.conv1.weight"])
+    assert {name.split(".")[0] for name, _ in model.student.named_parameters()} == {"encoder"}
+
+
+def test_symmetric_student_with_the_weights_of_the_teacher(shared_models: dict[str, DdpmStModel]) -> None:
+    """Then its features are the teacher's and the distance is zero."""
+    for model in on_loan(shared_models["symmetric"]):
+        weights = model.teacher.extractor.feature_extractor.state_dict()
+        model.student.encoder.feature_extractor.load_state_dict(weights)
+        with torch.no_grad():
+            teacher, student, products = model.compare(torch.rand(2, 3, 64, 64))
+        for target, restored, product in zip(teacher, student, products, strict=True):
+            torch.testing.assert_close(restored, target)
+            present = target.norm(dim=1) > 1e-3
+            assert present.any()
+            similarity = product.mean(dim=1)[present]
+            torch.testing.assert_close(similarity, torch.ones_like(similarity), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("width", [3, 16])
+def test_residual_block(width: int) -> None:
+    """The skip goes around both convolutions and ends in a ReLU."""
+    block = ResidualBlock(width).eval()
+    hidden = torch.randn(2, width, 6, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(block(hidden), (hidden + block.layers(hidden)).relu())
+        block.layers[-1].weight.zero_()
+        torch.testing.assert_close(block(hidden), hidden.relu())
+
+
+def test_decoder() -> None:
+    """Levels come back from fine to coarse in the sizes asked for; none is wider inside than the limit."""
+    dims = [8, 12, MAX_DECODER_WIDTH + 44]
+    decoder = Decoder(20, dims).eval()
+    sizes = [torch.Size((17, 21)), torch.Size((9, 11)), torch.Size((5, 6))]
+    hidden = torch.rand(2, 20, 3, 3)
+    with torch.no_grad():
+        restored = decoder(hidden, sizes)
+    assert [level.shape for level in restored] == [(2, dim, *size) for dim, size in zip(dims, sizes, strict=True)]
+    assert [output.in_channels for output in decoder.outputs] == [8, 12, MAX_DECODER_WIDTH]
+    # Coarse to fine: what the coarsest level adds reaches all of them, what the finest adds itself alone.
+    for level, reached in ((2, [True, True, True]), (1, [True, True, False]), (0, [True, False, False])):
+        hook = decoder.blocks[level].register_forward_hook(lambda *call: call[-1] + 1)
+        with torch.no_grad():
+            changed = decoder(hidden, sizes)
+        hook.remove()
+        differs = [not torch.equal(before, after) for before, after in zip(restored, changed, strict=True)]
+        assert differs == reached, level
+
+
+def test_decoder_enlarges_after_reducing() -> None:
+    """The order does not matter for the result, only for the cost."""
+    decoder = Decoder(6, [4]).eval()
+    hidden = torch.rand(1, 6, 3, 4)
+    with torch.no_grad():
+        enlarged = decoder.reduce[0](functional.interpolate(hidden, size=(6, 9), mode="bilinear"))
+        expected = decoder.outputs[0](decoder.blocks[0](decoder.norms[0](enlarged)))
+        (restored,) = decoder(hidden, [torch.Size((6, 9))])
+    torch.testing.assert_close(restored, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head_input", ["product", "distance", "both"])
+def test_discrepancy(head_input: HeadInput) -> None:
+    """Products, cosine distances, or the one beside the other, and a head that takes them."""
+    model = DdpmStModel("resnet18", LAYERS[:2], head_input=head_input).eval()
+    products = [torch.randn(2, 64, 8, 8), torch.randn(2, 128, 4, 4)]
+    shown = model.discrepancy(products)
+    for product, level in zip(products, shown, strict=True):
+        distance = 1 - product.sum(dim=1, keepdim=True) / product.shape[1]
+        expected = {"product": product, "distance": distance}.get(head_input, torch.cat([product, distance], dim=1))
+        torch.testing.assert_close(level, expected)
+    with torch.no_grad():
+        assert model.head(shown).shape == (2, 1, 8, 8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,50 +401,49 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
 
 
-def test_modes(model: DdpmStModel) -> None:
-    """Training mode reaches neither teacher nor the encoder's batch normalisation."""
-    model.train()
-    assert model.training
-    assert not any(module.training for module in model.teacher.modules())
-    assert not any(norm.training for norm in batch_norms(model.student.encoder))
-    for part in (model.student.bottleneck, model.student.blocks, model.head):
-        assert batch_norms(part)
-        assert all(norm.training for norm in batch_norms(part))
-    model.eval()
-    assert not any(module.training for module in model.modules())
+def test_modes(any_model: DdpmStModel) -> None:
+    """Training mode reaches neither the teacher nor the batch normalisation of a pre-trained encoder."""
+    any_model.train()
+    assert any_model.training
+    assert not any(module.training for module in any_model.teacher.modules())
+    frozen = batch_norms(any_model.student.encoder) if isinstance(any_model.student, EncoderStudent) else []
+    assert not any(norm.training for norm in frozen)
+    learning = [norm for norm in batch_norms(any_model.student) if norm not in frozen]
+    for norms in (learning, batch_norms(any_model.head)):
+        assert norms or isinstance(any_model.student, SymmetricStudent)
+        assert all(norm.training for norm in norms)
+    any_model.eval()
+    assert not any(module.training for module in any_model.modules())
 
 
-def test_frozen_statistics(model: DdpmStModel) -> None:
-    """A training step moves no running mean of teacher and encoder, but those of the decoder and head."""
-    model.train()
-    state = {name: value.clone() for name, value in model.state_dict().items() if name.endswith("running_mean")}
+def test_frozen_statistics(any_model: DdpmStModel) -> None:
+    """A training step moves no running mean of teacher and pre-trained encoder, but all others."""
+    any_model.train()
+    state = {name: value.clone() for name, value in any_model.state_dict().items() if name.endswith("running_mean")}
     with torch.no_grad():
-        model(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32))
-    for name, value in model.state_dict().items():
-        if name.endswith("running_mean"):
-            frozen = name.startswith(("teacher.", "student.encoder."))
-            assert torch.equal(value, state[name]) == frozen, name
+        any_model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    frozen = ("teacher.", "student.encoder.") if isinstance(any_model.student, EncoderStudent) else ("teacher.",)
+    assert any(name.startswith("student.") and not name.startswith(frozen) for name in state)
+    for name, before in state.items():
+        assert torch.equal(any_model.state_dict()[name], before) == name.startswith(frozen), name
 
 
-def test_gradients(model: DdpmStModel) -> None:
-    """Gradients reach encoder, bottleneck, decoder and head, and nothing of the teacher."""
+def test_gradients(any_model: DdpmStModel) -> None:
+    """Gradients reach every part of student and head, and nothing of the teacher."""
     with torch.no_grad():
-        for norm in batch_norms(model):
+        for norm in batch_norms(any_model):
             norm.weight.fill_(1.0)  # timm starts some at zero, which would hide the convolutions before them
-    model.train()
-    teacher, student, logits = model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    any_model.train()
+    teacher, student, logits = any_model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
     assert not any(level.requires_grad for level in teacher)
     loss = logits.square().mean()
     for target, restored in zip(teacher, student, strict=True):
         loss -= torch.cosine_similarity(target, restored, dim=1).mean()
     loss.backward()
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.teacher.parameters())
-    for name in ("encoder", "bottleneck", "blocks", "outputs"):
-        part = getattr(model.student, name)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in any_model.teacher.parameters())
+    for part in (any_model.student, any_model.head):
         without = [key for key, value in part.named_parameters() if value.grad is None or not value.grad.any()]
-        assert not without, (name, without)
-    without = [key for key, value in model.head.named_parameters() if value.grad is None or not value.grad.any()]
-    assert not without, without
+        assert not without, without
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,8 +451,11 @@ def test_gradients(model: DdpmStModel) -> None:
 
 
 def check_loaded(model: DdpmStModel, weights: dict[str, torch.Tensor]) -> None:
-    """Teacher and encoder hold the weights."""
-    for network in (model.teacher.extractor.feature_extractor, model.student.encoder.feature_extractor):
+    """The teacher holds the weights, and so does the encoder of an encoder student."""
+    networks = [model.teacher.extractor.feature_extractor]
+    if isinstance(model.student, EncoderStudent):
+        networks.append(model.student.encoder.feature_extractor)
+    for network in networks:
         state = network.state_dict()
         assert any(name.startswith("layer3.") for name in state)
         for name, value in state.items():
@@ -279,32 +494,53 @@ def test_load_nested_weights(model: DdpmStModel, whole_weights: dict[str, torch.
     check_loaded(model, whole_weights)
 
 
-def test_loaded_weights_are_saved(model: DdpmStModel, whole_weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """Another model takes everything from the state dict, also that the weights are there."""
-    torch.save(whole_weights, tmp_path / "weights.pth")
-    model.load_teacher_weights(tmp_path / "weights.pth")
-    other = DdpmStModel("resnet18", LAYERS).eval()
-    other.load_state_dict(model.state_dict())
-    check_loaded(other, whole_weights)
-    images = torch.rand(1, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(other(images).anomaly_map, model(images).anomaly_map)
-
-
-def test_loading_leaves_decoder_alone(
-    model: DdpmStModel,
+def test_load_weights_of_any_student(
+    any_model: DdpmStModel,
     whole_weights: dict[str, torch.Tensor],
     tmp_path: Path,
 ) -> None:
-    """Only teacher and encoder change, and the teacher stays frozen."""
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    """Only the teacher and the encoder of an encoder student change, and the teacher stays frozen."""
+    before = {name: value.clone() for name, value in any_model.state_dict().items()}
     torch.save(whole_weights, tmp_path / "weights.pth")
-    model.load_teacher_weights(tmp_path / "weights.pth")
-    for name, value in model.state_dict().items():
-        if not name.startswith(("teacher.", "student.encoder.")):
+    any_model.load_teacher_weights(tmp_path / "weights.pth")
+    check_loaded(any_model, whole_weights)
+    loaded = ("teacher.", "student.encoder.") if isinstance(any_model.student, EncoderStudent) else ("teacher.",)
+    for name, value in any_model.state_dict().items():
+        if not name.startswith(loaded):
             assert torch.equal(value, before[name]), name
-    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
-    assert all(parameter.requires_grad for parameter in model.student.encoder.parameters())
+    assert not any(parameter.requires_grad for parameter in any_model.teacher.parameters())
+    assert all(parameter.requires_grad for parameter in any_model.student.parameters())
+
+
+def test_encoder_of_another_backbone(tmp_path: Path) -> None:
+    """The encoder, which ends at the coarsest layer, gives the teacher's coarsest features before training."""
+    weights = timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    model = DdpmStModel("mobilenetv3_small_050", ["blocks.1", "blocks.3"], student="encoder").eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = next(iter(model.student.encoder(images).values()))
+        assert not torch.allclose(before, model.teacher(images)[-1], atol=1e-4)
+        model.load_teacher_weights(tmp_path / "weights.pth")
+        after = next(iter(model.student.encoder(images).values()))
+        torch.testing.assert_close(after, model.teacher(images)[-1])
+
+
+def test_loaded_weights_are_saved(
+    any_model: DdpmStModel,
+    whole_weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    """Another model takes everything from the state dict, also that the weights are there."""
+    torch.save(whole_weights, tmp_path / "weights.pth")
+    any_model.load_teacher_weights(tmp_path / "weights.pth")
+    student = next(name for name, kind in STUDENTS.items() if isinstance(any_model.student, kind))
+    other = DdpmStModel("resnet18", LAYERS, student=student).eval()
+    other.load_state_dict(any_model.state_dict())
+    check_loaded(other, whole_weights)
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(other(images).anomaly_map, any_model(images).anomaly_map)
 
 
 def test_missing_file(model: DdpmStModel, tmp_path: Path) -> None:
@@ -433,11 +669,11 @@ def test_hub_is_not_asked_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_from_the_hub(
-    model: DdpmStModel,
+    any_model: DdpmStModel,
     whole_weights: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the hub gives reaches teacher and encoder."""
+    """What the hub gives reaches the teacher, and the encoder of an encoder student."""
     original = torch_model.TimmFeatureExtractor
 
     def hub(backbone: str, layers: list[str], pre_trained: bool, requires_grad: bool) -> nn.Module:
@@ -447,5 +683,5 @@ def test_weights_from_the_hub(
         return extractor
 
     monkeypatch.setattr(torch_model, "TimmFeatureExtractor", hub)
-    model.load_teacher_weights()
-    check_loaded(model, whole_weights)
+    any_model.load_teacher_weights()
+    check_loaded(any_model, whole_weights)

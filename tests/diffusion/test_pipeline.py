@@ -116,6 +116,80 @@ def test_strength_changes_the_sample(pipeline: DefectPipeline) -> None:
     assert not torch.allclose(perturbed[1], plain[1], atol=1e-3)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# In-painting
+
+
+@pytest.mark.parametrize("size", [(32, 32), (27, 38)])
+@pytest.mark.parametrize("perturbation", ["constant", "scaled"])
+def test_outside_of_the_mask_is_the_normal_image(
+    pipeline: DefectPipeline,
+    size: tuple[int, int],
+    perturbation: str,
+) -> None:
+    """To the pixel, for each image by its own mask, whatever the strength; within the mask the sample is another."""
+    images = torch.rand(3, 3, *size)
+    masks = torch.zeros(3, 1, *size, dtype=torch.bool)
+    masks[0, :, 3:18, 5:23] = True
+    masks[1, :, 20:, 21:] = True
+    arguments: dict[str, Any] = {"start": 500, "strength": 2.0, "num_inference_steps": 3, "perturbation": perturbation}
+    result = pipeline(images=images, mask=masks, generator=seeded(), **arguments).images
+    outside = ~masks.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(result[outside], images[outside], atol=1e-6, rtol=0)
+    difference = (result - images).abs()[:2]
+    assert (difference[~outside[:2]] > 0.01).float().mean() > 0.9
+
+
+def test_mask_of_everything_and_of_nothing(pipeline: DefectPipeline) -> None:
+    """A full mask is no mask, an empty one gives the images back, and neither costs a random draw."""
+    images = torch.rand(2, 3, 32, 32)
+    arguments: dict[str, Any] = {"images": images, "start": 400, "strength": 0.5, "num_inference_steps": 3}
+    source = seeded()
+    plain = pipeline(**arguments, generator=source).images
+    state = source.get_state()
+    for value in (True, False):
+        source = seeded()
+        mask = torch.full((2, 1, 32, 32), value)
+        result = pipeline(**arguments, mask=mask, generator=source).images
+        assert torch.equal(source.get_state(), state)
+        torch.testing.assert_close(result, plain if value else images, atol=1e-6, rtol=0)
+
+
+def test_held_to_the_noised_image_at_every_step(pipeline: DefectPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the network sees outside of the mask is the normal image with the noise of the start, at each timestep."""
+    images = torch.rand(1, 3, 32, 32)
+    mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    mask[:, :, 5:21, 9:30] = True
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def denoise(_: UNet2DModel, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append((int(timestep), sample.clone()))
+        return torch.zeros_like(sample)
+
+    monkeypatch.setattr(pipeline_module, "denoise", denoise)
+    pipeline(images=images, start=600, strength=1.0, mask=mask, num_inference_steps=4, generator=seeded())
+    normal = patchify(images * 2 - 1, 4)
+    noise = torch.randn(normal.shape, generator=seeded())
+    outside = ~patchify(mask.expand(-1, 3, -1, -1), 4)
+    assert [timestep for timestep, _ in seen] == [600, 450, 300, 150]
+    for timestep, sample in seen:
+        expected = pipeline.scheduler.add_noise(normal, noise, torch.tensor([timestep]))
+        torch.testing.assert_close(sample[outside], expected[outside], atol=1e-5, rtol=0)
+        if timestep < 600:
+            assert not torch.allclose(sample[~outside], expected[~outside], atol=0.1)
+
+
+def test_mask_means_nothing_to_a_sample_from_noise(pipeline: DefectPipeline) -> None:
+    """There is no normal image to hold it to."""
+    arguments: dict[str, Any] = {"images": torch.rand(2, 3, 32, 32), "num_inference_steps": 2, "strength": 0.3}
+    masked = pipeline(**arguments, mask=torch.zeros(2, 1, 32, 32, dtype=torch.bool), generator=seeded()).images
+    assert torch.equal(masked, pipeline(**arguments, generator=seeded()).images)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Timesteps and sizes
+
+
 @pytest.mark.parametrize(
     ("start", "steps", "calls"), [("noise", 5, 5), (400, 7, 7), (3, 20, 3), (1, 20, 1), (999, 1, 1)]
 )

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.diffusion import pipeline as pipeline_module
 from anomalib_ddpm_st.synthesis import TextureBank, sample_bank
-from anomalib_ddpm_st.synthesis.bank import TENSORS_FILE, check_bank_settings, thumbnails
+from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, TENSORS_FILE, check_bank_settings, thumbnails
 
 
 def make_bank(sources: list[int], levels: tuple[float, ...] = (0.1, 0.5, 0.9)) -> TextureBank:
@@ -21,6 +21,15 @@ def make_bank(sources: list[int], levels: tuple[float, ...] = (0.1, 0.5, 0.9)) -
     textures = torch.arange(len(sources)).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16).to(torch.uint8)
     normal = torch.tensor(levels).reshape(-1, 1, 1, 1).expand(-1, 3, 16, 16)
     return TextureBank(textures, torch.tensor(sources), thumbnails(normal))
+
+
+def make_inpainted_bank() -> TextureBank:
+    """Bank of three flat textures, each with a mask of its own."""
+    bank = make_bank([0, -1, 2])
+    masks = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    masks[0, :, 4:8, 2:] = True
+    masks[2] = torch.rand(1, 16, 16) < 0.5
+    return TextureBank(bank.textures, bank.sources, bank.source_thumbnails, masks)
 
 
 def flat(*levels: float) -> torch.Tensor:
@@ -101,6 +110,52 @@ def test_save_and_load(tmp_path: Path) -> None:
     for name in ("textures", "sources", "source_thumbnails"):
         assert torch.equal(getattr(loaded, name), getattr(bank, name))
         assert getattr(loaded, name).dtype == getattr(bank, name).dtype
+    assert loaded.masks is None
+
+
+def test_save_and_load_masks(tmp_path: Path) -> None:
+    """An in-painted bank keeps its masks; another one in the same folder leaves none behind."""
+    bank = make_inpainted_bank()
+    bank.save(tmp_path)
+    loaded = TextureBank.load(tmp_path)
+    assert torch.equal(loaded.masks, bank.masks)
+    assert loaded.masks.dtype == torch.bool
+    assert torch.equal(loaded.textures, bank.textures)
+    make_bank([0]).save(tmp_path)
+    assert TextureBank.load(tmp_path).masks is None
+
+
+@pytest.mark.parametrize("inpainted", [False, True])
+def test_to(inpainted: bool) -> None:
+    """A bank that is there already is not copied; elsewhere everything that it holds goes along."""
+    bank = make_inpainted_bank() if inpainted else make_bank([0, 1])
+    assert bank.to(torch.device("cpu")) is bank
+    moved = bank.to(torch.device("meta"))
+    for name in ("textures", "sources", "source_thumbnails", "masks"):
+        before, after = getattr(bank, name), getattr(moved, name)
+        assert (before is None) == (after is None) == (name == "masks" and not inpainted)
+        if before is not None:
+            assert before.device.type == "cpu"
+            assert after.device.type == "meta"
+            assert (after.shape, after.dtype) == (before.shape, before.dtype)
+
+
+def test_get_masks() -> None:
+    """Masks come back by index, boolean also where another size is asked for."""
+    bank = make_inpainted_bank()
+    indices = torch.tensor([2, 0, 0])
+    assert torch.equal(bank.get_masks(indices, (16, 16)), bank.masks[indices])
+    enlarged = bank.get_masks(indices, (32, 48))
+    assert enlarged.dtype == torch.bool
+    expected = bank.masks[indices].repeat_interleave(2, dim=2).repeat_interleave(3, dim=3)
+    assert torch.equal(enlarged, expected)
+    assert not bank.get_masks(torch.tensor([1]), (16, 16)).any()
+
+
+def test_no_masks() -> None:
+    """A bank of textures that were perturbed all over says so."""
+    with pytest.raises(ValueError, match="no masks"):
+        make_bank([0, 1]).get_masks(torch.tensor([0]), (16, 16))
 
 
 def test_load_nothing(tmp_path: Path) -> None:
@@ -220,6 +275,86 @@ def test_detail_is_given_back(pipeline: DefectPipeline, normal_images: torch.Ten
     normal = normal_images[whole.sources].int()
     assert (whole.textures.int() - normal).abs().max() <= 1
     assert (bare.textures.int() - normal).abs().max() > 20
+
+
+def test_default_detail(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """Each texture gets back a share of its own, from nothing to everything."""
+    arguments: dict[str, Any] = {"size": 8, "seed": 3, **SETTINGS}
+    textures = sample_bank(pipeline, normal_images, **arguments).textures
+    assert DEFAULT_DETAIL == (0.0, 1.0)
+    assert torch.equal(textures, sample_bank(pipeline, normal_images, detail=(0.0, 1.0), **arguments).textures)
+    bare, whole = (
+        sample_bank(pipeline, normal_images, detail=(share, share), **arguments).textures.float()
+        for share in (0.0, 1.0)
+    )
+    free = (whole > 0) & (whole < 255) & (bare > 0) & (bare < 255) & ((whole - bare).abs() > 30)
+    shares = []
+    for index in range(8):
+        pixels = free[index]
+        ratio = (textures[index].float() - bare[index])[pixels] / (whole[index] - bare[index])[pixels]
+        assert (ratio - ratio.median()).abs().max() < 0.1
+        shares.append(ratio.median().item())
+    assert len({round(share, 2) for share in shares}) > 4
+    assert min(shares) > -0.02
+    assert max(shares) < 1.02
+
+
+def test_inpaint(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """Outside of its mask a texture is the normal image, within it is not; there is a mask for every texture."""
+    arguments: dict[str, Any] = {"size": 10, "strength": (1.0, 2.0), "detail": (0.0, 0.0), **SETTINGS}
+    bank = sample_bank(pipeline, normal_images, inpaint=True, **arguments)
+    assert bank.masks is not None
+    assert bank.masks.shape == (10, 1, 32, 32)
+    assert bank.masks.dtype == torch.bool
+    difference = (bank.textures.int() - normal_images[bank.sources].int()).abs().amax(dim=1, keepdim=True)
+    assert difference[~bank.masks].max() <= 1
+    assert difference[bank.masks].float().mean() > 20
+    assert len({tuple(mask.flatten().tolist()) for mask in bank.masks}) == 10
+    again = sample_bank(pipeline, normal_images, inpaint=True, **arguments)
+    assert torch.equal(again.masks, bank.masks)
+    assert torch.equal(again.textures, bank.textures)
+    assert sample_bank(pipeline, normal_images, **arguments).masks is None
+
+
+def test_inpaint_both_of_a_pair(
+    pipeline: DefectPipeline,
+    normal_images: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The undisturbed sample is in-painted in the same masks, so that at ``r = 1`` the perturbation alone is left."""
+    seen: list[torch.Tensor] = []
+    original = DefectPipeline.__call__
+
+    def spy(self: DefectPipeline, **arguments: Any) -> Any:  # ruff: ignore[any-type]
+        perturbed, undisturbed = arguments["mask"].chunk(2)
+        assert torch.equal(perturbed, undisturbed)
+        seen.append(perturbed)
+        return original(self, **arguments)
+
+    monkeypatch.setattr(DefectPipeline, "__call__", spy)
+    bank = sample_bank(
+        pipeline, normal_images, size=4, strength=(0.0, 0.0), detail=(1.0, 1.0), inpaint=True, **SETTINGS
+    )
+    assert torch.equal(torch.cat(seen), bank.masks)
+    assert (bank.textures.int() - normal_images[bank.sources].int()).abs().max() <= 1
+
+
+def test_inpaint_from_noise_alone(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """Textures from pure noise are perturbed all over."""
+    bank = sample_bank(pipeline, normal_images, size=3, from_noise=1.0, inpaint=True, **SETTINGS)
+    assert bank.masks is None
+    assert (bank.sources == -1).all()
+
+
+def test_inpaint_and_from_noise(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
+    """With both kinds of texture, the mask of a paired texture is still its own."""
+    arguments: dict[str, Any] = {"size": 10, "strength": (1.0, 2.0), "detail": (0.0, 0.0), **SETTINGS}
+    bank = sample_bank(pipeline, normal_images, from_noise=0.4, inpaint=True, **arguments)
+    paired = (bank.sources >= 0).nonzero().flatten()
+    masks = bank.get_masks(torch.arange(10), (32, 32))[paired]
+    normal = normal_images[bank.sources[paired]].int()
+    difference = (bank.textures[paired].int() - normal).abs().amax(dim=1, keepdim=True)
+    assert difference[~masks].max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,18 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from anomalib_ddpm_st.synthesis.masks import (
+    FOREGROUND_SIZE,
     HISTOGRAM_BINS,
+    WINDOW_AXES,
+    Windows,
     changed_pixels,
     close_holes,
     foreground_mask,
+    limit_masks,
     otsu_threshold,
     perlin_noise,
     random_perlin_masks,
+    random_windows,
     uniform,
 )
 
@@ -234,3 +239,104 @@ def test_close_holes_of_nothing_and_everything() -> None:
     empty = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     assert not close_holes(empty).any()
     assert close_holes(~empty).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows
+
+
+def windows_at(scores: torch.Tensor, axes: list[list[float]], angles: list[float], used: list[bool]) -> Windows:
+    """Windows of known shape."""
+    return Windows(scores, torch.tensor(axes), torch.tensor(angles), torch.tensor(used).reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_random_windows(share: float, generator: torch.Generator) -> None:
+    """The share is kept, and small windows are as frequent as large ones."""
+    windows = random_windows(2000, share, generator)
+    assert windows.used.shape == (2000, 1, 1, 1)
+    assert windows.used.float().mean().item() == pytest.approx(share, abs=0.04 if 0 < share < 1 else 0)
+    low, high = WINDOW_AXES
+    assert windows.axes.shape == (2000, 2)
+    assert low <= windows.axes.min() < 1.05 * low
+    assert 0.95 * high < windows.axes.max() <= high
+    assert windows.axes.median().item() == pytest.approx((low * high) ** 0.5, rel=0.1)
+    assert (windows.axes[:, 0] != windows.axes[:, 1]).all()
+    assert 0 <= windows.angles.min() < 0.05
+    assert torch.pi - 0.05 < windows.angles.max() <= torch.pi
+
+
+def test_random_windows_are_seeded() -> None:
+    """The generator decides, and the global random state is not touched."""
+    state = torch.get_rng_state()
+    first, second, other = (random_windows(3, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("scores", "axes", "angles"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 128), (40, 33)])
+def test_limit_masks_by_formula(size: tuple[int, int]) -> None:
+    """Pixels of the mask stay that lie in an ellipse, turned by its angle, around the pixel of largest score."""
+    height, width = size
+    scores = torch.rand(2, 1, FOREGROUND_SIZE, FOREGROUND_SIZE)
+    scores[0, 0, 20, 40] = scores[1, 0, 50, 9] = 2
+    axes, angles = [[0.3, 0.1], [0.05, 0.2]], [0.5, 2.0]
+    masks = torch.ones(2, 1, height, width, dtype=torch.bool)
+    masks[:, :, ::3, ::5] = False
+    allowed = torch.ones_like(masks)
+    allowed[:, :, :, width // 2 + 3 :: 4] = False
+    result = limit_masks(masks, allowed, windows_at(scores, axes, angles, [True, True]))
+    assert result.dtype == torch.bool
+    for index, (row, column) in enumerate(((20, 40), (50, 9))):
+        down = torch.arange(height)[:, None] + 0.5 - (row + 0.5) * height / FOREGROUND_SIZE
+        right = torch.arange(width)[None, :] + 0.5 - (column + 0.5) * width / FOREGROUND_SIZE
+        turn = torch.complex(right.expand(size), down.expand(size)) * torch.polar(
+            torch.tensor(1.0), torch.tensor(-angles[index])
+        )
+        first, second = (max(axis * min(size), 1) for axis in axes[index])
+        distance = (turn.real / first) ** 2 + (turn.imag / second) ** 2
+        expected = masks[index, 0] & allowed[index, 0] & (distance <= 1)
+        clear = (distance - 1).abs() > 1e-4
+        assert torch.equal(result[index, 0][clear], expected[clear])
+        assert 0 < expected.sum() < (masks & allowed)[index].sum()
+
+
+def test_window_is_around_a_pixel_of_the_mask() -> None:
+    """The largest score counts only where the mask is; what is left is never empty."""
+    masks = torch.zeros(30, 1, 64, 64, dtype=torch.bool)
+    masks[:, :, 5:9, 50:60] = True
+    masks[:, :, 60, 3] = True
+    result = limit_masks(masks, torch.ones_like(masks), random_windows(30, 1.0))
+    assert not (result & ~masks).any()
+    assert result.flatten(1).any(dim=1).all()
+
+
+def test_unused_windows_leave_masks_alone() -> None:
+    """Without a window the mask is limited to what is allowed."""
+    masks, allowed = (torch.rand(4, 1, 32, 32) < 0.5 for _ in range(2))
+    assert torch.equal(limit_masks(masks, allowed, random_windows(4, 0.0)), masks & allowed)
+
+
+def test_window_in_place_of_an_empty_mask() -> None:
+    """Where mask and object do not meet, the window on the object is the mask; where nothing is allowed, nothing is."""
+    masks = torch.zeros(20, 1, 64, 64, dtype=torch.bool)
+    masks[:, :, :8] = True
+    allowed = torch.zeros_like(masks)
+    allowed[:, :, 30:40, 30:50] = True
+    allowed[-1] = False
+    for share in (0.0, 1.0):
+        result = limit_masks(masks, allowed, random_windows(20, share))
+        assert result[:-1].flatten(1).any(dim=1).all()
+        assert not (result & ~allowed).any()
+        assert (result[:-1].flatten(1).sum(dim=1) < allowed[0].sum()).any()
+
+
+def test_limit_masks_writes_to_nothing() -> None:
+    """The masks given stay as they were."""
+    masks, allowed = (torch.rand(4, 1, 32, 32) < 0.5 for _ in range(2))
+    kept = masks.clone(), allowed.clone()
+    limit_masks(masks, allowed, random_windows(4, 1.0))
+    assert torch.equal(masks, kept[0])
+    assert torch.equal(allowed, kept[1])

@@ -1,0 +1,191 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Validation set of drawn defects, by which variants and defaults are chosen without a look at test data.
+
+Every fifth normal training image is held out of training. Each gives one normal image and two with a defect of one of
+six kinds. None of the kinds is drawn by a generator of the package: no Perlin mask, no texture, no shuffled tile.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from anomalib_ddpm_st.synthesis.masks import foreground_mask
+
+HOLD_OUT_EVERY = 5
+DEFECTS_PER_IMAGE = 2
+CHANGE_THRESHOLD = 6
+GREY_SPREAD = 4
+MIN_CONTRAST = 15
+ATTEMPTS = 20
+
+Defect = Callable[[np.ndarray, tuple[int, int], np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+def split(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split sorted training images into those to train on and every fifth, held out.
+
+    Args:
+        paths (Sequence[str]): Normal training images.
+
+    Returns:
+        tuple[list[str], list[str]]: Images to train on, images held out.
+    """
+    ordered = sorted(paths)
+    train = [path for index, path in enumerate(ordered) if index % HOLD_OUT_EVERY]
+    return train, ordered[::HOLD_OUT_EVERY]
+
+
+def _tone(rng: np.random.Generator) -> np.ndarray:
+    """Change of brightness, grey or slightly coloured, light or dark, in units of 255."""
+    return rng.choice([-1, 1]) * rng.uniform(25, 110) + rng.uniform(-25, 25, 3) * (rng.random() < 0.5)
+
+
+def scratch(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Thin bent line, lighter or darker than what it crosses."""
+    size = min(image.shape[:2])
+    angle, length = rng.uniform(0, np.pi), rng.uniform(0.1, 0.45) * size
+    step = np.array([np.cos(angle), np.sin(angle)]) * length / 2
+    bend = rng.uniform(-0.05, 0.05, 2) * size
+    points = np.array([np.array(at) - step, np.array(at) + bend, np.array(at) + step]).round().astype(np.int32)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.polylines(mask, [points], isClosed=False, color=255, thickness=max(1, round(rng.uniform(0.004, 0.015) * size)))
+    return image + _tone(rng), mask
+
+
+def crack(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Dark jagged line, a random walk that keeps its course."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    here, angle = np.array(at, float), rng.uniform(0, 2 * np.pi)
+    for _ in range(int(rng.integers(6, 20))):
+        angle += rng.normal(0, 0.5)
+        there = here + np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(0.01, 0.04) * size
+        width = max(1, round(rng.uniform(0.004, 0.012) * size))
+        cv2.line(mask, here.round().astype(int).tolist(), there.round().astype(int).tolist(), 255, width)
+        here = there
+    return image * rng.uniform(0.2, 0.6), mask
+
+
+def spot(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Small hole or inclusion of one tone."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    axes = (rng.uniform(0.012, 0.05, 2) * size).round().astype(int).clip(1)
+    cv2.ellipse(mask, at, axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 255, -1)
+    return image + _tone(rng), mask
+
+
+def stain(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Irregular blot of another tone through which the surface shows."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    radius = rng.uniform(0.04, 0.14) * size
+    turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    outline = radius * rng.uniform(0.5, 1.2, 12)
+    points = np.stack([at[0] + outline * np.cos(turns), at[1] + outline * np.sin(turns)], 1).round().astype(np.int32)
+    cv2.fillPoly(mask, [points], 255)
+    shade = rng.uniform(0, 255, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(0, 255))
+    weight = rng.uniform(0.2, 0.5)
+    return image * (1 - weight) + shade * weight, mask
+
+
+def dent(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Surface twisted around a point."""
+    height, width = image.shape[:2]
+    radius = rng.uniform(0.06, 0.15) * min(height, width)
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    right, down = columns - at[0], rows - at[1]
+    share = np.clip(1 - np.hypot(right, down) / radius, 0, 1)
+    turn = rng.choice([-1, 1]) * rng.uniform(1.0, 2.5) * share**2
+    source = (
+        at[0] + right * np.cos(turn) - down * np.sin(turn),
+        at[1] + right * np.sin(turn) + down * np.cos(turn),
+    )
+    warped = cv2.remap(image.astype(np.float32), *(axis.astype(np.float32) for axis in source), cv2.INTER_LINEAR)
+    return warped, (share > 0).astype(np.uint8) * 255
+
+
+def missing(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rotated rectangle filled in from its surroundings: a piece that is not there."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    box = cv2.boxPoints((at, (rng.uniform(0.04, 0.16, 2) * size).tolist(), float(rng.uniform(0, 90))))
+    cv2.fillPoly(mask, [box.round().astype(np.int32)], 255)
+    return cv2.inpaint(image.astype(np.uint8), mask, 3, cv2.INPAINT_TELEA).astype(np.float64), mask
+
+
+KINDS: dict[str, Defect] = {
+    "scratch": scratch,
+    "crack": crack,
+    "spot": spot,
+    "stain": stain,
+    "dent": dent,
+    "missing": missing,
+}
+
+
+def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draw a defect on the object, or anywhere on a surface.
+
+    Args:
+        image (np.ndarray): Image, ``uint8`` of shape ``(H, W, 3)``.
+        kind (str): One of ``KINDS``.
+        rng (np.random.Generator): Source of every random draw.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray] | None: Image and mask (0 and 255) of the pixels that truly changed; ``None``
+        where little of what was drawn changed.
+    """
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    foreground = foreground_mask(tensor)[0, 0].numpy()
+    rows, columns = np.nonzero(foreground)
+    index = int(rng.integers(len(rows)))
+    changed, mask = KINDS[kind](image.astype(np.float64), (int(columns[index]), int(rows[index])), rng)
+    if np.ptp(image.astype(int), axis=2).mean() < GREY_SPREAD:
+        # A grey camera sees no coloured defects.
+        changed = changed.mean(axis=2, keepdims=True)
+    mask[~foreground] = 0
+    soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None] / 255
+    result = (image * (1 - soft) + changed * soft).round().clip(0, 255).astype(np.uint8)
+    change = np.abs(result.astype(int) - image).max(axis=2)
+    differs = change > CHANGE_THRESHOLD
+    mask = cv2.morphologyEx((differs & (soft[..., 0] > 0.3)).astype(np.uint8) * 255, cv2.MORPH_CLOSE, np.ones((3, 3)))
+    enough = max(2e-4 * mask.size, 0.6 * (soft > 0.3).sum())
+    is_visible = (mask > 0).sum() >= enough and change[mask > 0].mean() >= MIN_CONTRAST
+    return (result, mask) if is_visible else None
+
+
+def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0) -> None:
+    """Write the validation set, if it is not there yet.
+
+    Args:
+        held_out (Sequence[str]): Normal images that training does not see.
+        folder (Path): Folder that gets ``good``, ``defect`` and ``mask``.
+        seed (int): Seed of the defects. Defaults to ``0``.
+    """
+    if folder.exists():
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in ("good", "defect", "mask"):
+        (partial / name).mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    names = list(KINDS)
+    count = 0
+    for index, path in enumerate(held_out):
+        image = cv2.imread(path, cv2.IMREAD_COLOR)
+        cv2.imwrite(str(partial / "good" / f"{index:03d}.png"), image)
+        for _ in range(DEFECTS_PER_IMAGE):
+            # Where a kind cannot be seen, such as a dent of a plain surface, the next one takes its place.
+            kinds = [names[(count + turn // ATTEMPTS) % len(names)] for turn in range(ATTEMPTS * len(names))]
+            kind, drawn = next((kind, drawn) for kind in kinds if (drawn := draw(image, kind, rng)) is not None)
+            cv2.imwrite(str(partial / "defect" / f"{count:03d}_{kind}.png"), drawn[0])
+            cv2.imwrite(str(partial / "mask" / f"{count:03d}_{kind}.png"), drawn[1])
+            count += 1
+    partial.rename(folder)
