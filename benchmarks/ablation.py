@@ -240,7 +240,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     validation_output = options.output.with_stem(f"{options.output.stem}_validation")
     for variant, seed, category in itertools.product(options.variants, options.seeds, options.categories):
-        if (variant, category, str(seed), options.budget) in finished_cells(options.output):
+        key = (variant, category, str(seed), options.budget)
+        if key in finished_cells(options.output):
             continue
         seconds, results = run_cell(
             {"teacher_weights": options.teacher_weights, **VARIANTS[variant]},
@@ -261,7 +262,7 @@ def main() -> None:
         }
         # The test row comes last: it is the one that says the cell is done.
         for name, path in (("validation", validation_output), ("test", options.output)):
-            if name in results:
+            if name in results and key not in finished_cells(path):
                 append_row(path, {**cell, **results[name]})
         logger.warning("%s, %s, seed %d: %s", variant, category, seed, results)
 

@@ -168,6 +168,9 @@ def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0) -
         held_out (Sequence[str]): Normal images that training does not see.
         folder (Path): Folder that gets ``good``, ``defect`` and ``mask``.
         seed (int): Seed of the defects. Defaults to ``0``.
+
+    Raises:
+        ValueError: If an image cannot be read, or no defect can be seen on it.
     """
     if folder.exists():
         return
@@ -180,11 +183,18 @@ def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0) -
     count = 0
     for index, path in enumerate(held_out):
         image = cv2.imread(path, cv2.IMREAD_COLOR)
+        if image is None:
+            msg = f"The image {path} cannot be read."
+            raise ValueError(msg)
         cv2.imwrite(str(partial / "good" / f"{index:03d}.png"), image)
         for _ in range(DEFECTS_PER_IMAGE):
             # Where a kind cannot be seen, such as a dent of a plain surface, the next one takes its place.
             kinds = [names[(count + turn // ATTEMPTS) % len(names)] for turn in range(ATTEMPTS * len(names))]
-            kind, drawn = next((kind, drawn) for kind in kinds if (drawn := draw(image, kind, rng)) is not None)
+            found = next(((kind, drawn) for kind in kinds if (drawn := draw(image, kind, rng)) is not None), None)
+            if found is None:
+                msg = f"No defect can be seen on {path}: it is flat, or next to nothing of it is foreground."
+                raise ValueError(msg)
+            kind, drawn = found
             cv2.imwrite(str(partial / "defect" / f"{count:03d}_{kind}.png"), drawn[0])
             cv2.imwrite(str(partial / "mask" / f"{count:03d}_{kind}.png"), drawn[1])
             count += 1

@@ -16,7 +16,8 @@ from torch.nn import functional
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
 LAYOUT_SIZE = 4
-MAX_DISTANCE = 0.7
+MAX_DISTANCE = 0.8
+TYPICAL_QUANTILE = 0.25
 MAX_QUERIES = 48
 MAX_REFERENCES = 256
 MIN_REFERENCES = 3
@@ -49,21 +50,22 @@ def allowed_symmetries(
 
     Images are compared by their features, averaged on a 4 x 4 layout. The distance of an element is the median
     distance of turned images to the nearest *other* normal image, on a scale where 0 is that of the images as they are
-    and 1 the median distance of two normal images.
+    and 1 the lower quartile of the distances of two normal images (a quartile, since variants of a part, each in the
+    same pose, would enlarge the median).
 
     Args:
         images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``; at least three, or none but the
             identity is allowed.
         features (Callable[[torch.Tensor], list[torch.Tensor]]): Features by level of images of shape
             ``(B, 3, H, W)`` with values in [0, 1], such as the teacher's.
-        max_distance (float): Largest distance that is allowed. Defaults to ``0.7``.
+        max_distance (float): Largest distance that is allowed. Defaults to ``0.8``.
 
     Returns:
         tuple[torch.Tensor, list[float]]: Allowed rows of ``SYMMETRIES``, boolean of shape ``(A, 3)``, the identity
         first; and the distance of each element, ``inf`` where it does not fit the shape of the images.
     """
-    references = _evenly(len(images), MAX_REFERENCES)
-    queries = _evenly(len(references), MAX_QUERIES)
+    references = evenly(len(images), MAX_REFERENCES)
+    queries = evenly(len(references), MAX_QUERIES)
 
     def embed(indices: torch.Tensor, element: tuple[int, int, int]) -> torch.Tensor:
         elements = torch.tensor([element], dtype=torch.bool)
@@ -79,7 +81,7 @@ def allowed_symmetries(
         with torch.no_grad():
             known = embed(references, SYMMETRIES[0])
             among = torch.cdist(known, known)
-            typical = float(among[~torch.eye(len(known), dtype=torch.bool)].median())
+            typical = float(among[~torch.eye(len(known), dtype=torch.bool)].quantile(TYPICAL_QUANTILE))
             usual = 0.0
             for index, element in enumerate(SYMMETRIES):
                 if element[0] and images.shape[-2] != images.shape[-1]:
@@ -93,6 +95,14 @@ def allowed_symmetries(
     return torch.tensor(allowed, dtype=torch.bool), distances
 
 
-def _evenly(count: int, most: int) -> torch.Tensor:
-    """Indices of at most ``most`` of ``count`` items, evenly spaced."""
+def evenly(count: int, most: int) -> torch.Tensor:
+    """Choose items evenly.
+
+    Args:
+        count (int): Number of items.
+        most (int): Largest number to choose.
+
+    Returns:
+        torch.Tensor: Indices, at most ``most``.
+    """
     return torch.linspace(0, count - 1, min(count, most)).round().long()

@@ -29,7 +29,7 @@ from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAU
 from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
 
-from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn
+from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, evenly, turn
 from .loss import DdpmStLoss
 from .torch_model import DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
@@ -352,7 +352,9 @@ class DdpmSt(AnomalibModule):
         samples = getattr(dataset, "samples", None)
         if samples is None:
             return torch.tensor(SYMMETRIES[:1], dtype=torch.bool, device=self.device)
-        images = load_normal_images(_normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
+        paths = _normal_paths(samples)
+        paths = [paths[index] for index in evenly(len(paths), MAX_REFERENCES)]
+        images = load_normal_images(paths, self.input_size or (256, 256))
         teacher = self.model.teacher
         symmetries, distances = allowed_symmetries(
             images,
@@ -437,16 +439,14 @@ class DdpmSt(AnomalibModule):
         Returns:
             OptimizerLRSchedulerConfig: Optimiser and scheduler, as Lightning takes them.
         """
-        pre_trained = isinstance(self.model.student, EncoderStudent)
-        encoder = list(self.model.student.encoder.parameters()) if pre_trained else []
+        student = self.model.student
+        encoder = list(student.encoder.parameters()) if isinstance(student, EncoderStudent) else []
         others = {id(value) for value in encoder}
         rest = [value for value in self.model.parameters() if value.requires_grad and id(value) not in others]
-        groups = [
-            {"params": rest, "lr": self.learning_rate},
-            *([{"params": encoder, "lr": self.encoder_learning_rate}] if encoder else []),
-        ]
-        rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups)
+        groups = [(rest, self.learning_rate), (encoder, self.encoder_learning_rate)]
+        groups = [(values, rate) for values, rate in groups if values]
+        rates = [rate for _, rate in groups]
+        optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups])
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=rates,

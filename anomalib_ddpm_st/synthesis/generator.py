@@ -85,6 +85,19 @@ def self_texture(images: torch.Tensor, tile_order: torch.Tensor) -> torch.Tensor
     return shuffled[..., :height, :width]
 
 
+def is_grey(images: torch.Tensor) -> torch.Tensor:
+    """Find grey images: a grey camera sees no coloured defects, and colour would give them away.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+
+    Returns:
+        torch.Tensor: Boolean of shape ``(B, 1, 1, 1)``.
+    """
+    spread = (images.amax(dim=1) - images.amin(dim=1)).mean(dim=(1, 2))
+    return (spread < GREY_SPREAD)[:, None, None, None]
+
+
 def adjust(
     images: torch.Tensor,
     textures: torch.Tensor,
@@ -102,9 +115,7 @@ def adjust(
     Returns:
         torch.Tensor: Textures of the same shape with values in [0, 1].
     """
-    # A grey camera sees no coloured defects: colour would give them away.
-    spread = (images.amax(dim=1) - images.amin(dim=1)).mean(dim=(1, 2))
-    grey = (spread < GREY_SPREAD)[:, None, None, None]
+    grey = is_grey(images)
     gain, offset = (torch.where(grey, value[:, :1], value).to(images.dtype) for value in (gain, offset))
     return ((textures - 0.5) * gain + 0.5 + offset).clamp(0, 1)
 
@@ -317,7 +328,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         if parameters.tile_order is not None:
             textures = self_texture(images, parameters.tile_order)
         if parameters.noise is not None:
-            textures = torch.where(parameters.sources == 2, parameters.noise.to(images.dtype), textures)
+            noise = torch.where(is_grey(images), parameters.noise[:, :1], parameters.noise).to(images.dtype)
+            textures = torch.where(parameters.sources == 2, noise, textures)
         if parameters.texture_indices is not None and self.bank is not None:
             size = (images.shape[-2], images.shape[-1])
             sampled = self.bank.get(parameters.texture_indices, size)

@@ -119,12 +119,18 @@ def test_parts_in_two_poses(element: tuple[int, int, int]) -> None:
     images = as_bytes(turn(spot.expand(30, -1, -1, -1), elements))
     quarter = {(1, 0, 1), (1, 1, 0)}
     if element in quarter:
-        # Back by the opposite quarter turn: each of the two fits one half of the parts.
-        allowed = allowed_elements(images)
-        assert allowed - quarter == {IDENTITY}
-        assert allowed & quarter
+        # Back by the opposite quarter turn: each of the two fits one half of the parts alone.
+        assert allowed_elements(images) - quarter == {IDENTITY}
     else:
         assert allowed_elements(images) == {IDENTITY, element}
+
+
+def test_variants_of_a_part() -> None:
+    """Two variants of a part, always in one pose, do not make turned ones look near."""
+    other = part().clone()
+    other[:, :, 20:32] = 0.9
+    variants = torch.where((torch.arange(30) % 2 == 0)[:, None, None, None], part(), other)
+    assert allowed_elements(as_bytes(variants)) == {IDENTITY}
 
 
 def test_parts_that_are_symmetric() -> None:
@@ -162,7 +168,7 @@ def test_too_few_images(count: int) -> None:
 
 
 def test_distances_by_formula() -> None:
-    """Median distance to the nearest other image, 0 for the images as they are, 1 for two normal images."""
+    """Median distance to the nearest other image, 0 for the images as they are, 1 for two alike normal images."""
     images = as_bytes(part() * torch.rand(7, 1, 1, 1))
     _, distances = allowed_symmetries(images, pixels)
 
@@ -178,7 +184,7 @@ def test_distances_by_formula() -> None:
         ]
 
     usual = torch.tensor([min(row) for row in to_others(images)]).median()
-    typical = torch.tensor(to_others(images)).median()
+    typical = torch.tensor(to_others(images)).quantile(0.25)
     for element, distance in zip(SYMMETRIES, distances, strict=True):
         turned = turn(images, rows(*[element] * 7))
         nearest = torch.tensor([min(row) for row in to_others(turned)]).median()
@@ -190,7 +196,7 @@ def test_max_distance_decides() -> None:
     elements = rows(*SYMMETRIES)[torch.arange(24) % 8]
     images = as_bytes(turn(part().expand(24, -1, -1, -1), elements), noise=0.2)
     _, distances = allowed_symmetries(images, pixels)
-    assert pytest.approx(0.7) == MAX_DISTANCE
+    assert pytest.approx(0.8) == MAX_DISTANCE
     for limit in (-1.0, 0.0, sorted(distances)[4], 100.0):
         expected = {element for element, value in zip(SYMMETRIES, distances, strict=True) if value <= limit}
         allowed, same = allowed_symmetries(images, pixels, max_distance=limit)

@@ -365,6 +365,11 @@ def test_inpaint_and_from_noise(pipeline: DefectPipeline, normal_images: torch.T
         (("scaled", (-1, 1), (1, 2)), "strength must be two numbers"),
         (("constant", (0, 1), (0, 2)), "start must be two timesteps"),
         (("constant", (0, 1), (900, 1000)), "start must be two timesteps"),
+        (("constant", (0, 1), (1, 2), -0.1), "from_noise must lie"),
+        (("constant", (0, 1), (1, 2), 1.5), "from_noise must lie"),
+        (("constant", (0, 1), (1, 2), 0.0, (0.5,)), "detail must be two numbers"),
+        (("constant", (0, 1), (1, 2), 0.0, (0.5, 0.2)), "detail must be two numbers"),
+        (("constant", (0, 1), (1, 2), 0.0, (0.5, 1.2)), "detail must be two numbers"),
     ],
 )
 def test_settings_are_checked(settings: tuple, message: str) -> None:
