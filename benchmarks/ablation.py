@@ -30,8 +30,7 @@ from typing import Any, Literal
 from anomalib.data import Folder, MVTecAD
 from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
-from common import METRICS, commit, raw_evaluator
-from jsonargparse import ArgumentParser
+from common import METRICS, append_row, commit, make_parser, raw_evaluator
 from lightning.pytorch import seed_everything
 from validation import split, write_validation_set
 
@@ -198,17 +197,6 @@ def run_cell(
     return seconds, results
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file, with a header where the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def finished_cells(path: Path) -> set[tuple[str, str, str, str]]:
     """Variant, category, seed and budget of the rows of a file."""
     if not path.exists():
@@ -219,20 +207,9 @@ def finished_cells(path: Path) -> set[tuple[str, str, str, str]]:
 
 def main() -> None:
     """Run the cells of the table that are not there yet."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data/mvtec_layout"))
-    parser.add_argument("--categories", nargs="+", default=["bottle", "screw", "magnetic_tile"])
+    parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/ablation.csv")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--budget", type=Budget, default="short")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ablation.csv"))
-    parser.add_argument(
-        "--teacher-weights",
-        type=str | None,
-        default="../shared/weights/resnet18_tv_in1k_stem_to_layer3_bnfolded.pth",
-        help="Local weights; null asks the hub.",
-    )
-    parser.add_argument("--precision", type=str, default="32-true", help="While training; measured in 32 bit.")
     parser.add_argument("--cache-dir", type=Path, default=Path("ablation_cache"))
     options = parser.parse_args()
     logging.getLogger("anomalib").setLevel(logging.ERROR)

@@ -10,7 +10,6 @@ Example:
 A file that ends in ``.json`` gets the record of a single run with more detail instead of a table row.
 """
 
-import csv
 import itertools
 import json
 import logging
@@ -24,8 +23,7 @@ from anomalib.data import MVTecAD
 from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model
-from common import METRICS, command, commit, machine, peak_rss_gib, raw_evaluator
-from jsonargparse import ArgumentParser
+from common import METRICS, append_row, command, commit, machine, make_parser, peak_rss_gib, raw_evaluator
 from lightning.pytorch import seed_everything
 from torchvision.utils import save_image
 
@@ -112,20 +110,9 @@ def save_synthesis_pictures(model: anomalib_ddpm_st.DdpmSt, datamodule: MVTecAD,
 
 def main() -> None:
     """Train and test models, and write one row for each model, category and seed."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data/mvtec_layout"))
-    parser.add_argument("--categories", nargs="+", default=["bottle"])
+    parser = make_parser(__doc__, ["bottle"], "benchmarks/results/accuracy.csv")
     parser.add_argument("--models", nargs="+", default=["DdpmSt"], help="Names that anomalib's get_model takes.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/accuracy.csv"))
-    parser.add_argument(
-        "--teacher-weights",
-        type=str | None,
-        default="../shared/weights/resnet18_tv_in1k_stem_to_layer3_bnfolded.pth",
-        help="Local weights for DdpmSt; null asks the hub.",
-    )
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precision", type=str, default="32-true", help="While training; tests run in 32 bit.")
     parser.add_argument(
         "--cache-dir",
         type=str | None,
@@ -203,12 +190,7 @@ def run(
             save_synthesis_pictures(model, datamodule, output.with_suffix(""))
     else:
         row = {"model": name, "category": category, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}
-        is_new = not output.exists()
-        with output.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*row, *metrics])
-            if is_new:
-                writer.writeheader()
-            writer.writerow({**row, **metrics})
+        append_row(output, {**row, **metrics})
     logger.warning("%s on %s, seed %d: %s", name, category, seed, metrics)
 
 

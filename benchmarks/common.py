@@ -3,15 +3,19 @@
 
 """What every benchmark states beside its figures."""
 
+import csv
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
+from jsonargparse import ArgumentParser
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
@@ -63,3 +67,40 @@ def raw_evaluator() -> Evaluator:
             AUPRO(**pixel),
         ],
     )
+
+
+def make_parser(description: str | None, categories: Sequence[str], output: str) -> ArgumentParser:
+    """Parser with the options that every benchmark with training has.
+
+    Args:
+        description (str | None): Docstring of the script.
+        categories (Sequence[str]): Default categories.
+        output (str): Default output file.
+
+    Returns:
+        ArgumentParser: Parser to add further options to.
+    """
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data/mvtec_layout"))
+    parser.add_argument("--categories", nargs="+", default=list(categories))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument(
+        "--teacher-weights",
+        type=str | None,
+        default="../shared/weights/resnet18_tv_in1k_stem_to_layer3_bnfolded.pth",
+        help="Local weights for DdpmSt; null asks the hub.",
+    )
+    parser.add_argument("--precision", type=str, default="32-true", help="While training; measured in 32 bit.")
+    return parser
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, with a header where the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
