@@ -104,7 +104,7 @@ def adjust(
     gain: torch.Tensor,
     offset: torch.Tensor,
 ) -> torch.Tensor:
-    """Change contrast and brightness of textures, channel by channel; of all channels alike where images are grey.
+    """Change contrast and brightness of textures, channel by channel; where images are grey, textures become so too.
 
     Args:
         images (torch.Tensor): Images that the textures are for, of shape ``(B, 3, H, W)`` with values in [0, 1].
@@ -116,7 +116,9 @@ def adjust(
         torch.Tensor: Textures of the same shape with values in [0, 1].
     """
     grey = is_grey(images)
-    gain, offset = (torch.where(grey, value[:, :1], value).to(images.dtype) for value in (gain, offset))
+    textures, gain, offset = (
+        torch.where(grey, value[:, :1], value).to(images.dtype) for value in (textures, gain, offset)
+    )
     return ((textures - 0.5) * gain + 0.5 + offset).clamp(0, 1)
 
 
@@ -328,8 +330,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
         if parameters.tile_order is not None:
             textures = self_texture(images, parameters.tile_order)
         if parameters.noise is not None:
-            noise = torch.where(is_grey(images), parameters.noise[:, :1], parameters.noise).to(images.dtype)
-            textures = torch.where(parameters.sources == 2, noise, textures)
+            textures = torch.where(parameters.sources == 2, parameters.noise.to(images.dtype), textures)
         if parameters.texture_indices is not None and self.bank is not None:
             size = (images.shape[-2], images.shape[-1])
             sampled = self.bank.get(parameters.texture_indices, size)

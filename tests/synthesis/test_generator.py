@@ -382,16 +382,16 @@ def test_adjust_by_formula() -> None:
 
 
 def test_adjust_leaves_grey_images_grey() -> None:
-    """The image decides, not the texture: for a grey one all channels get the numbers of the first."""
+    """The image decides, not the texture: for a grey one the first channel stands for all."""
     grey = torch.rand(1, 1, 8, 8).expand(-1, 3, -1, -1) * 0.9
     compressed = (grey + torch.tensor([0.0, 0.008, 0.0]).reshape(1, 3, 1, 1)).clamp(0, 1)
     coloured = (grey + torch.tensor([0.0, 0.05, 0.0]).reshape(1, 3, 1, 1)).clamp(0, 1)
     images = torch.cat([grey, compressed, coloured])
-    textures = torch.full((3, 3, 8, 8), 0.5)
+    textures = torch.tensor([0.5, 0.3, 0.5]).reshape(1, 3, 1, 1).expand(3, -1, 8, 8)
     gain = torch.ones(3, 3, 1, 1)
     offset = torch.tensor([0.1, -0.1, 0.2]).reshape(1, 3, 1, 1).expand(3, -1, -1, -1)
     colours = adjust(images, textures, gain, offset)[:, :, 0, 0]
-    torch.testing.assert_close(colours, torch.tensor([[0.6, 0.6, 0.6], [0.6, 0.6, 0.6], [0.6, 0.4, 0.7]]))
+    torch.testing.assert_close(colours, torch.tensor([[0.6, 0.6, 0.6], [0.6, 0.6, 0.6], [0.6, 0.2, 0.7]]))
 
 
 @pytest.mark.parametrize("source", ["bank", "self_texture"])
@@ -681,6 +681,7 @@ def test_inpainted_textures_bring_their_masks(inpainted_bank: TextureBank) -> No
         inpainted_bank, 1.0, sources={"bank": 1, "noise": 1}, foreground="off", change_threshold=0.0
     )
     images = torch.full((4, 3, 32, 32), -1.0)  # no texture equals it
+    images[:, 2] = -0.5  # not grey
     perlin = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
     perlin[:, :, 20:30, 20:30] = True
     indices = torch.tensor([4, 4, 6, 3])
