@@ -30,7 +30,7 @@ from typing import Any, Literal
 from anomalib.data import Folder, MVTecAD
 from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
-from common import METRICS, append_row, commit, make_parser, raw_evaluator
+from common import append_row, commit, make_parser, measure, raw_evaluator
 from lightning.pytorch import seed_everything
 from validation import split, write_validation_set
 
@@ -44,12 +44,11 @@ SHORT_SIZE = (128, 128)
 SHORT: dict[str, Any] = {"training_steps": 300, "diffusion_steps": 800, "bank_size": 160, "top_k": 25}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    # Source of the defects.
+    # Source of the defects; the default is diffusion, paired with normal images.
     "default": {},
     "synthesis=none": {"synthesis": "none", "segmentation_weight": 0.0, "distance_weight": 1.0},
     "synthesis=noise": {"synthesis": "noise"},
     "synthesis=self_texture": {"synthesis": "self_texture"},
-    "synthesis=diffusion": {"synthesis": "diffusion"},
     "synthesis=diffusion_from_noise": {"synthesis": "diffusion", "from_noise": 1.0},
     "synthesis=diffusion_inpaint": {"synthesis": "diffusion", "inpaint": True},
     "synthesis=mixture": {"synthesis": "mixture"},
@@ -143,7 +142,6 @@ def run_cell(
     cache_dir: Path,
     precision: str = "32-true",
     batch_size: int = 8,
-    test: bool = True,
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Train one variant and measure it.
 
@@ -156,7 +154,6 @@ def run_cell(
         cache_dir (Path): Cache of DDPMs, banks and validation sets.
         precision (str): Precision of the Trainer while training; measured in 32 bit.
         batch_size (int): Images of a training step.
-        test (bool): Measure on the test set too. Defaults to ``True``.
 
     Returns:
         tuple[float, dict[str, dict[str, float]]]: Seconds of the detector's training, and metrics in percent by set.
@@ -176,21 +173,18 @@ def run_cell(
     with tempfile.TemporaryDirectory() as work_dir:
         quiet: dict[str, Any] = {
             "default_root_dir": work_dir,
-            "devices": 1,
-            "logger": False,
             "enable_model_summary": False,
             "enable_progress_bar": False,
         }
-        engine = Engine(**quiet, precision=precision, limit_val_batches=0)
+        engine = Engine(**quiet, precision=precision, devices=1, logger=False, limit_val_batches=0)
         engine.fit(model, datamodule=datamodule)
-        sets: dict[str, MVTecAD | Folder] = {"test": datamodule} if test else {}
+        sets: dict[str, MVTecAD | Folder] = {"test": datamodule}
         if held_out:
             folder = cache_dir / f"validation-{category}"
             write_validation_set(held_out, folder)
             sets["validation"] = validation_datamodule(folder)
         for name, data in sets.items():
-            measured = Engine(**quiet, precision="32-true").test(model, datamodule=data, verbose=False)[0]
-            results[name] = {metric: round(100 * measured[metric], 3) for metric in METRICS}
+            results[name] = measure(model, data, verbose=False, **quiet)
     seconds = model.stage_seconds["detector"]
     del model, engine
     gc.collect()

@@ -23,7 +23,7 @@ from anomalib.data import MVTecAD
 from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model
-from common import METRICS, append_row, command, commit, machine, make_parser, peak_rss_gib, raw_evaluator
+from common import append_row, command, commit, machine, make_parser, measure, peak_rss_gib, raw_evaluator
 from lightning.pytorch import seed_everything
 from torchvision.utils import save_image
 
@@ -49,9 +49,7 @@ def evaluate(model: AnomalibModule, datamodule: MVTecAD, precision: str, work_di
     """
     engine = Engine(default_root_dir=work_dir, precision=precision, devices=1, logger=False, limit_val_batches=0)
     engine.fit(model, datamodule=datamodule)
-    test_engine = Engine(default_root_dir=work_dir, precision="32-true", devices=1, logger=False)
-    results = test_engine.test(model, datamodule=datamodule)[0]
-    return {name: round(100 * results[name], 3) for name in METRICS}
+    return measure(model, datamodule, default_root_dir=work_dir)
 
 
 @torch.no_grad()

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
+from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,28 @@ def raw_evaluator() -> Evaluator:
             AUPRO(**pixel),
         ],
     )
+
+
+def measure(
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    verbose: bool = True,
+    **trainer_arguments: Any,  # noqa: ANN401
+) -> dict[str, float]:
+    """Measure a model on a test set in 32 bit.
+
+    Args:
+        model (AnomalibModule): Model without post-processor and with :func:`raw_evaluator`.
+        datamodule (AnomalibDataModule): Data.
+        verbose (bool): Print anomalib's table. Defaults to ``True``.
+        **trainer_arguments: Further arguments of the Trainer.
+
+    Returns:
+        dict[str, float]: Metrics in percent.
+    """
+    engine = Engine(precision="32-true", devices=1, logger=False, **trainer_arguments)
+    results = engine.test(model, datamodule=datamodule, verbose=verbose)[0]
+    return {name: round(100 * results[name], 3) for name in METRICS}
 
 
 def make_parser(description: str | None, categories: Sequence[str], output: str) -> ArgumentParser:

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import torch
 
+from anomalib_ddpm_st.synthesis.generator import is_grey
 from anomalib_ddpm_st.synthesis.masks import foreground_mask
 
 HOLD_OUT_EVERY = 5
 DEFECTS_PER_IMAGE = 2
 CHANGE_THRESHOLD = 6
-GREY_SPREAD = 4
 MIN_CONTRAST = 15
 ATTEMPTS = 20
 
@@ -147,7 +147,7 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
     rows, columns = np.nonzero(foreground)
     index = int(rng.integers(len(rows)))
     changed, mask = KINDS[kind](image.astype(np.float64), (int(columns[index]), int(rows[index])), rng)
-    if np.ptp(image.astype(int), axis=2).mean() < GREY_SPREAD:
+    if bool(is_grey(tensor)):
         # A grey camera sees no coloured defects.
         changed = changed.mean(axis=2, keepdims=True)
     mask[~foreground] = 0

@@ -186,6 +186,7 @@ class DdpmSt(AnomalibModule):
         self.diffusion_settings = {"training_steps": diffusion_steps, "seed": 0}
         strength = strength or list(DEFAULT_STRENGTH)
         start = start or list(DEFAULT_START)
+        detail = detail or list(DEFAULT_DETAIL)
         self.bank_settings = {
             "size": bank_size,
             "perturbation": perturbation,
@@ -194,7 +195,7 @@ class DdpmSt(AnomalibModule):
             "num_inference_steps": sampling_steps,
             "from_noise": from_noise,
             "inpaint": inpaint,
-            "detail": detail or list(DEFAULT_DETAIL),
+            "detail": detail,
         }
         self.generator_settings: dict[str, Any] = {
             "probability": 0.0 if synthesis == "none" else anomaly_probability,
@@ -208,7 +209,7 @@ class DdpmSt(AnomalibModule):
             "foreground": foreground,
         }
         # Settings are checked now, not after stage 1.
-        check_bank_settings(perturbation, strength, start, from_noise, detail or DEFAULT_DETAIL)
+        check_bank_settings(perturbation, strength, start, from_noise, detail)
         DiffusionAnomalyGenerator(None, **{**self.generator_settings, "sources": None})
         if augmentation not in get_args(Augmentation):
             msg = f"Unknown augmentation '{augmentation}': choose one of {', '.join(get_args(Augmentation))}."

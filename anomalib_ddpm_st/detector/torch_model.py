@@ -282,15 +282,17 @@ class ReverseStudent(nn.Module):
     def __init__(self, out_dims: Sequence[int]) -> None:
         super().__init__()
         fused = out_dims[-1]
-        self.lateral = nn.ModuleList()
-        for level, dim in enumerate(out_dims):
-            steps = len(out_dims) - 1 - level
-            widths = [dim, *(min(dim * 2**step, fused) for step in range(1, steps + 1))]
-            blocks = [conv_block(before, after, stride=2) for before, after in pairwise(widths)]
-            self.lateral.append(nn.Sequential(*blocks))
-        fused_dims = sum(min(dim * 2 ** (len(out_dims) - 1 - level), fused) for level, dim in enumerate(out_dims))
+        # Widths of each level on its way to the coarsest resolution, doubled where it is halved.
+        lateral_widths = [
+            [dim, *(min(dim * 2**step, fused) for step in range(1, len(out_dims) - level))]
+            for level, dim in enumerate(out_dims)
+        ]
+        self.lateral = nn.ModuleList(
+            nn.Sequential(*(conv_block(before, after, stride=2) for before, after in pairwise(widths)))
+            for widths in lateral_widths
+        )
         self.bottleneck = nn.Sequential(
-            nn.Conv2d(fused_dims, fused, 1, bias=False),
+            nn.Conv2d(sum(widths[-1] for widths in lateral_widths), fused, 1, bias=False),
             nn.BatchNorm2d(fused),
             nn.ReLU(inplace=True),
             conv_block(fused, BOTTLENECK_WIDTH, stride=2),
@@ -399,12 +401,7 @@ class SegmentationHead(nn.Module):
         dilations (Sequence[int]): Rates of the dilated convolutions. Defaults to ``(1, 3, 6)``.
     """
 
-    def __init__(
-        self,
-        in_dims: Sequence[int],
-        width: int = 64,
-        dilations: Sequence[int] = (1, 3, 6),
-    ) -> None:
+    def __init__(self, in_dims: Sequence[int], width: int = 64, dilations: Sequence[int] = (1, 3, 6)) -> None:
         super().__init__()
         self.reduce = nn.ModuleList(nn.Conv2d(dim, width, 1, bias=False) for dim in in_dims)
         self.norm = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))

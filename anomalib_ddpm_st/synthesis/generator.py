@@ -14,7 +14,17 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from .bank import TextureBank
-from .masks import Windows, close_holes, foreground_mask, limit_masks, random_perlin_masks, random_windows, uniform
+from .masks import (
+    Windows,
+    changed_pixels,
+    close_holes,
+    foreground_mask,
+    largest_change,
+    limit_masks,
+    random_perlin_masks,
+    random_windows,
+    uniform,
+)
 
 Foreground = Literal["auto", "off"]
 Source = Literal["bank", "self_texture", "noise"]
@@ -345,13 +355,12 @@ class DiffusionAnomalyGenerator(v2.Transform):
             textures = torch.where(from_bank, sampled.to(images.dtype), textures)
         textures = adjust(images, textures, parameters.gain, parameters.offset)
         masks = limit_masks(masks, allowed, parameters.windows)
-        difference = parameters.opacity.to(images.dtype) * (textures - images)
-        largest = (difference.abs() * masks).amax(dim=(1, 2, 3), keepdim=True).clamp_min(MIN_CHANGE)
-        blended = images + difference * (parameters.contrast / largest).clamp(1, MAX_EXAGGERATION)
-        blended = blended.clamp(0, 1).to(images.dtype)
-        change = (blended - images).abs().amax(dim=1, keepdim=True)
-        largest = (change * masks).amax(dim=(2, 3), keepdim=True)
-        masks = close_holes(masks & (change > (parameters.contour * largest).clamp_min(self.change_threshold)))
+        opacity = parameters.opacity.to(images.dtype)
+        largest = (opacity * largest_change(images, textures, masks)).clamp_min(MIN_CHANGE)
+        exaggeration = (parameters.contrast / largest).clamp(1, MAX_EXAGGERATION)
+        blended = (images + opacity * (textures - images) * exaggeration).clamp(0, 1).to(images.dtype)
+        threshold = parameters.contour * largest_change(images, blended, masks)
+        masks = close_holes(masks & changed_pixels(images, blended, threshold.clamp_min(self.change_threshold)))
         # What is left of a few pixels nobody would call a defect.
         masks &= masks.float().mean(dim=(1, 2, 3), keepdim=True) >= MIN_AREA
         return torch.where(masks, blended, images), masks.to(images.dtype)

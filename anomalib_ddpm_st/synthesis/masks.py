@@ -246,18 +246,33 @@ def _border(device: torch.device) -> torch.Tensor:
     return border
 
 
-def changed_pixels(before: torch.Tensor, after: torch.Tensor, threshold: float) -> torch.Tensor:
+def changed_pixels(before: torch.Tensor, after: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
     """Find the pixels that differ by more than a threshold in at least one channel.
 
     Args:
         before (torch.Tensor): Images of shape ``(B, C, H, W)``.
         after (torch.Tensor): Images of the same shape.
-        threshold (float): Smallest difference that counts, in units of the images.
+        threshold (float | torch.Tensor): Smallest difference that counts, in units of the images; one number or a
+            tensor of shape ``(B, 1, 1, 1)``.
 
     Returns:
         torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
     """
     return (after - before).abs().amax(dim=1, keepdim=True) > threshold
+
+
+def largest_change(before: torch.Tensor, after: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Largest difference of a pixel within a mask, in any channel.
+
+    Args:
+        before (torch.Tensor): Images of shape ``(B, C, H, W)``.
+        after (torch.Tensor): Images of the same shape.
+        masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
+
+    Returns:
+        torch.Tensor: Differences of shape ``(B, 1, 1, 1)``, zero where a mask is empty.
+    """
+    return ((after - before).abs() * masks).amax(dim=(1, 2, 3), keepdim=True)
 
 
 def close_holes(masks: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from anomalib_ddpm_st.synthesis.masks import (
     changed_pixels,
     close_holes,
     foreground_mask,
+    largest_change,
     limit_masks,
     otsu_threshold,
     perlin_noise,
@@ -205,6 +206,19 @@ def test_foreground_of_a_batch() -> None:
     assert together[1].all()
     assert not together[0].all()
     assert not together[2].all()
+
+
+def test_largest_change() -> None:
+    """The largest difference in any channel counts, up or down, within the mask alone."""
+    before = torch.full((3, 2, 4, 4), 0.5)
+    after = before.clone()
+    after[0, 1, 1, 1] = 0.25
+    after[0, 0, 3, 3] = 1.0
+    after[1, 0, 2, 0] = 0.875
+    masks = torch.ones(3, 1, 4, 4, dtype=torch.bool)
+    masks[0, :, 3] = False
+    masks[2] = False
+    assert largest_change(before, after, masks).flatten().tolist() == [0.25, 0.375, 0.0]
 
 
 def test_changed_pixels() -> None:
