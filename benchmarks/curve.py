@@ -1,0 +1,172 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Accuracy on the test set against the training time of DdpmSt, to see where each data set saturates.
+
+Example:
+    python benchmarks/curve.py --categories bottle screw magnetic_tile --precision bf16-mixed
+
+One training run for each category and seed: its weights are kept after each of ``--shares`` of the one-cycle schedule
+and measured when it is done. All but the last are measured in the middle of the schedule, at a high learning rate, so
+a schedule of that length would do better. The last is the shipped detector. ``seconds`` counts from the start, with
+DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again.
+"""
+
+import csv
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from anomalib.data import MVTecAD
+from anomalib.data.utils import ValSplitMode
+from anomalib.engine import Engine
+from common import METRICS, append_row, commit, make_parser, measure, raw_evaluator
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+
+from anomalib_ddpm_st import DdpmSt
+
+logger = logging.getLogger(__name__)
+
+
+class Snapshots(Callback):
+    """Keep the weights at some steps of training.
+
+    Args:
+        steps (Sequence[int]): Numbers of optimiser steps.
+        folder (Path): Folder for the weights.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path) -> None:
+        self.steps = sorted(set(steps))
+        self.folder = folder
+        self.seconds: dict[int, float] = {}
+        self.start = time.perf_counter()
+
+    def path(self, step: int) -> Path:
+        """File of the weights after a step."""
+        return self.folder / f"step{step}.pt"
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args, **kwargs) -> None:
+        """Save the weights if it is time to."""
+        del args, kwargs
+        step = trainer.global_step
+        if step in self.steps and step not in self.seconds:
+            self.seconds[step] = time.perf_counter() - self.start
+            torch.save(pl_module.state_dict(), self.path(step))
+
+
+def run(
+    category: str,
+    seed: int,
+    shares: Sequence[float],
+    arguments: dict[str, Any],
+    data_root: Path,
+    precision: str,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Train once and measure the weights along the way.
+
+    Args:
+        category (str): Name of the category.
+        seed (int): Seed.
+        shares (Sequence[float]): Shares of the schedule to measure after.
+        arguments (dict[str, Any]): Init arguments of :class:`DdpmSt`.
+        data_root (Path): Folder of the categories.
+        precision (str): Precision of the Trainer while training; measured in 32 bit.
+        folder (Path): Folder for weights.
+
+    Returns:
+        list[dict[str, Any]]: One row for each share.
+    """
+    seed_everything(seed, verbose=False)
+    model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
+    datamodule = MVTecAD(
+        root=data_root,
+        category=category,
+        train_batch_size=8,
+        eval_batch_size=8,
+        num_workers=2,
+        val_split_mode=ValSplitMode.NONE,
+    )
+    snapshots = Snapshots([round(share * model.training_steps) for share in shares], folder)
+    engine = Engine(
+        default_root_dir=folder,
+        precision=precision,
+        devices=1,
+        logger=False,
+        limit_val_batches=0,
+        callbacks=[snapshots],
+    )
+    engine.fit(model, datamodule=datamodule)
+    rows = []
+    for step, seconds in snapshots.seconds.items():
+        model.load_state_dict(torch.load(snapshots.path(step), weights_only=True))
+        metrics = measure(model, datamodule, verbose=False, default_root_dir=folder)
+        row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds, 1)}
+        rows.append({**row, **metrics})
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Plot each metric against the time.
+
+    Args:
+        rows (Sequence[dict[str, str]]): Rows of the CSV file.
+        path (Path): PNG file.
+    """
+    figure, panels = plt.subplots(1, len(METRICS), figsize=(4 * len(METRICS), 3.5), layout="constrained")
+    for panel, metric in zip(panels, METRICS, strict=True):
+        for category, seed in dict.fromkeys((row["category"], row["seed"]) for row in rows):
+            points = [row for row in rows if (row["category"], row["seed"]) == (category, seed)]
+            minutes = [float(row["seconds"]) / 60 for row in points]
+            panel.plot(minutes, [float(row[metric]) for row in points], marker="o", label=f"{category}, seed {seed}")
+        panel.set_xlabel("minutes of training, with DDPM and bank")
+        panel.set_ylabel(f"{metric} in %")
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the curves that are not there yet and plot all of them."""
+    parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/curve.csv")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.6, 0.8, 1.0])
+    parser.add_argument("--cache-dir", type=str | None, default=None, help="By default a new one for each curve.")
+    parser.add_argument("--weights-dir", type=Path | None, default=None, help="Keep the weights here.")
+    parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of DdpmSt.")
+    options = parser.parse_args()
+    for seed, category in product(options.seeds, options.categories):
+        if any((row["category"], row["seed"]) == (category, str(seed)) for row in read_rows(options.output)):
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) if options.weights_dir is None else options.weights_dir / f"{category}-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            arguments = {
+                "teacher_weights": options.teacher_weights,
+                "cache_dir": options.cache_dir or str(Path(temporary) / "cache"),
+                **options.model_arguments,
+            }
+            rows = run(category, seed, options.shares, arguments, options.data_root, options.precision, folder)
+        for row in rows:
+            append_row(options.output, row)
+            logger.warning("%s", row)
+        save_plot(read_rows(options.output), options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
