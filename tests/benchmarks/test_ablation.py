@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import ablation
-import numpy as np
 import pytest
 from ablation import SHORT, SHORT_SIZE, VARIANTS, append_row, finished_cells, make_datamodule, validation_datamodule
 from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from validation import write_validation_set
 
 from anomalib_ddpm_st import DdpmSt
@@ -32,23 +30,6 @@ def quiet() -> Iterator[None]:
         yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
-
-
-@pytest.fixture
-def data_root(tmp_path: Path) -> Path:
-    """Category "bottle" in the layout of MVTecAD, with ten normal training images."""
-    rng = np.random.default_rng(0)
-    root = tmp_path / "data"
-    for folder, count in (("train/good", 10), ("test/good", 2), ("test/hole", 2), ("ground_truth/hole", 2)):
-        target = root / "bottle" / folder
-        target.mkdir(parents=True)
-        for index in range(count):
-            pixels = rng.integers(60, 190, (64, 64, 3), dtype=np.uint8)
-            if folder.startswith("ground_truth"):
-                Image.fromarray(np.full((64, 64), 255, np.uint8)).save(target / f"{index:03d}_mask.png")
-            else:
-                Image.fromarray(pixels).save(target / f"{index:03d}.png")
-    return root
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the curve of accuracy against training time."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import curve
+import pytest
+import torch
+from common import METRICS
+from curve import read_rows
+
+from anomalib_ddpm_st import DdpmSt
+
+
+def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path) -> None:
+    """One training run gives a row for each share of the schedule, of weights that differ."""
+    arguments = {
+        "pre_trained": False,
+        "synthesis": "self_texture",
+        "training_steps": 2,
+        "pre_processor": DdpmSt.configure_pre_processor((64, 64)),
+    }
+    rows = curve.run("bottle", 1, [0.5, 1.0], arguments, data_root, "32-true", tmp_path)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["seconds"] < rows[1]["seconds"]
+    assert all(0 <= row[metric] <= 100 for row in rows for metric in METRICS)
+    early, late = (torch.load(tmp_path / f"step{step}.pt") for step in (1, 2))
+    assert any(not torch.equal(early[name], late[name]) for name in early)
+
+
+def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second call runs the new category alone and draws both."""
+    categories = []
+
+    def run(category: str, seed: int, *arguments: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        del arguments
+        categories.append(category)
+        row = {"category": category, "seed": seed, "commit": "abc"}
+        return [{**row, "step": step, "seconds": 60.0 * step, **dict.fromkeys(METRICS, 90.0)} for step in (1, 2)]
+
+    monkeypatch.setattr(curve, "run", run)
+    output = tmp_path / "curve.csv"
+    for names in (["bottle"], ["bottle", "screw"]):
+        monkeypatch.setattr(sys, "argv", ["curve.py", "--output", str(output), "--categories", *names])
+        curve.main()
+    assert categories == ["bottle", "screw"]
+    assert [(row["category"], row["step"]) for row in read_rows(output)] == [
+        ("bottle", "1"),
+        ("bottle", "2"),
+        ("screw", "1"),
+        ("screw", "2"),
+    ]
+    assert output.with_suffix(".png").stat().st_size > 0
+
+
+def test_rows_of_nothing(tmp_path: Path) -> None:
+    """A curve that was not begun has none."""
+    assert read_rows(tmp_path / "none.csv") == []
