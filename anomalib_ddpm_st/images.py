@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from anomalib.data.utils import read_image
+from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
@@ -63,3 +64,28 @@ def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
         raise ValueError(msg) from error
     image = functional.resize(image, list(image_size), antialias=False)
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def warp(
+    images: torch.Tensor,
+    angles: torch.Tensor,
+    scales: torch.Tensor,
+    shifts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rotate and enlarge images around their centre, then move them; what is missing is mirrored in.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, C, H, W)``.
+        angles (torch.Tensor): Rotations in degrees, anti-clockwise, of shape ``(B,)``.
+        scales (torch.Tensor): Factors of enlargement, below 1 to shrink, of shape ``(B,)``.
+        shifts (torch.Tensor | None): Columns and rows to move by, of shape ``(B, 2)``. Defaults to ``None``.
+
+    Returns:
+        torch.Tensor: Images of the same shape.
+    """
+    height, width = images.shape[-2:]
+    centre = torch.tensor([[(width - 1) / 2, (height - 1) / 2]], device=images.device).expand(len(images), -1)
+    matrices = get_rotation_matrix2d(centre, angles, scales[:, None].expand(-1, 2))
+    if shifts is not None:
+        matrices = torch.cat([matrices[:, :, :2], matrices[:, :, 2:] + shifts[:, :, None]], dim=2)
+    return warp_affine(images, matrices, (height, width), padding_mode="reflection")

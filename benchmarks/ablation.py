@@ -62,7 +62,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrast=off": {"contrast": [0.0, 0.0]},
     "contour=0.5": {"contour": 0.5},
     "jitter=0": {"jitter": 0.0},
+    "soft=0": {"soft": 0.0},
+    "filled=0": {"filled": 0.0},
+    "displacement=0": {"displacement": 0.0},
     "augmentation=none": {"augmentation": "none"},
+    "variation=0": {"variation": 0.0},
     # Detector.
     "loss=cosine": {"segmentation_weight": 0.0, "distance_weight": 1.0},
     "map=segmentation": {"distance_weight": 0.0},

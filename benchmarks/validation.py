@@ -4,7 +4,7 @@
 """Validation set of drawn defects, by which variants and defaults are chosen without a look at test data.
 
 Every fifth normal training image is held out of training. Each gives one normal image and two with a defect of one of
-six kinds. None of the kinds is drawn by a generator of the package: no Perlin mask, no texture, no shuffled tile.
+eight kinds. None of the kinds is drawn by a generator of the package: no Perlin mask, no texture, no shuffled tile.
 """
 
 import shutil
@@ -120,6 +120,31 @@ def missing(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) ->
     return cv2.inpaint(image.astype(np.uint8), mask, 3, cv2.INPAINT_TELEA).astype(np.float64), mask
 
 
+def shade(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Large area, darker or brighter than the rest, that sets in without an edge: uneven."""
+    height, width = image.shape[:2]
+    size = min(height, width)
+    angle = rng.uniform(0, np.pi)
+    columns, rows = np.meshgrid(np.arange(width) - at[0], np.arange(height) - at[1])
+    along = (columns * np.cos(angle) + rows * np.sin(angle)) / (rng.uniform(0.12, 0.35) * size)
+    across = (rows * np.cos(angle) - columns * np.sin(angle)) / (rng.uniform(0.08, 0.2) * size)
+    # A rotated rectangle of slopes that rise in a straight line over half of its length and width.
+    slopes = [np.clip(2 - 2 * np.abs(axis), 0, 1) for axis in (along, across)]
+    change = rng.choice([-1, 1]) * rng.uniform(20, 70) * slopes[0] * slopes[1]
+    return image + change[..., None], (np.abs(change) >= CHANGE_THRESHOLD).astype(np.uint8) * 255
+
+
+def rough(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Large area that is rougher or smoother than the rest: worn, frayed or smeared."""
+    size = min(image.shape[:2])
+    points = (np.array(at) + rng.normal(0, 0.12, (8, 2)) * size).round().astype(np.int32)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(points), 255)
+    smooth = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.006, 0.02)) * size)
+    gain = rng.choice([rng.uniform(-1, -0.8), rng.uniform(1.5, 4)])
+    return image + gain * (image - smooth), mask
+
+
 KINDS: dict[str, Defect] = {
     "scratch": scratch,
     "crack": crack,
@@ -127,6 +152,8 @@ KINDS: dict[str, Defect] = {
     "stain": stain,
     "dent": dent,
     "missing": missing,
+    "shade": shade,
+    "rough": rough,
 }
 
 

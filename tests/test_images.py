@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of the reading of normal images."""
+"""Tests of the reading and the warping of normal images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.images import load_normal_images, warp
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -117,3 +117,35 @@ def test_max_images(count: int, limit: int, tmp_path: Path) -> None:
     gaps = np.diff(taken)
     assert gaps.max() - gaps.min() <= 1
     assert taken[0] == 0
+
+
+def test_warp_of_nothing() -> None:
+    """No rotation, size 1 and no shift give the image back."""
+    images = torch.rand(2, 3, 12, 20)
+    for shifts in (None, torch.zeros(2, 2)):
+        torch.testing.assert_close(warp(images, torch.zeros(2), torch.ones(2), shifts), images, atol=1e-4, rtol=0)
+
+
+def test_warp_rotates_enlarges_and_moves() -> None:
+    """Each image by its own numbers: quarter turns, a dot that moves, an area that grows with the square."""
+    images = torch.rand(2, 3, 15, 15)
+    turned = warp(images, torch.tensor([90.0, 180.0]), torch.ones(2))
+    torch.testing.assert_close(turned[0], images[0].rot90(1, (1, 2)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned[1], images[1].rot90(2, (1, 2)), atol=1e-4, rtol=0)
+    dot = torch.zeros(1, 1, 12, 20)
+    dot[..., 4, 9] = 1
+    moved = warp(dot, torch.zeros(1), torch.ones(1), torch.tensor([[5.0, -2.0]]))
+    assert divmod(int(moved.argmax()), 20) == (2, 14)
+    square = torch.zeros(2, 1, 64, 64)
+    square[..., 24:40, 24:40] = 1
+    # Beyond the middle a shrunk image is mirrored.
+    zoomed = warp(square, torch.tensor([0.0, 30.0]), torch.tensor([2.0, 0.5]))
+    area = torch.stack([zoomed[0].sum(), zoomed[1, :, 20:44, 20:44].sum()]) / square[0].sum()
+    torch.testing.assert_close(area, torch.tensor([4.0, 0.25]), atol=0.15, rtol=0.05)
+
+
+def test_warp_mirrors_what_is_missing() -> None:
+    """A flat image stays flat: no black corners."""
+    images = torch.full((1, 3, 16, 24), 0.7)
+    result = warp(images, torch.tensor([40.0]), torch.tensor([0.5]), torch.tensor([[6.0, 3.0]]))
+    torch.testing.assert_close(result, images)

@@ -1,17 +1,23 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Geometric augmentation of training images by the flips and quarter turns under which a part still looks normal.
+"""Augmentation of training images: what varies from one good part to the next, and leaves it good.
 
-A surface or a part that lies freely may be turned; a part that is always mounted one way may not, since a turned one
-is a defect there. The normal images tell which: where orientations vary, a turned image has a normal image near that
-is turned alike; where they do not, it is as far from all of them as normal images are from each other.
+Flips and quarter turns: a surface or a part that lies freely may be turned; a part that is always mounted one way may
+not, since a turned one is a defect there. The normal images tell which: where orientations vary, a turned image has a
+normal image near that is turned alike; where they do not, it is as far from all of them as normal images are from each
+other.
+
+Small changes of pose and brightness: every part lies a little differently under the camera. Without them the student
+learns a few hundred normal images by heart, and takes those that it has not seen for defective.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional
+
+from anomalib_ddpm_st.images import warp
 
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
@@ -22,6 +28,14 @@ MAX_QUERIES = 48
 MAX_REFERENCES = 256
 MIN_REFERENCES = 3
 BATCH_SIZE = 16
+
+# Largest changes of :func:`vary`.
+ROTATION = 4.0
+SCALE = 0.06
+SHIFT = 0.04
+GAIN = 0.15
+OFFSET = 0.05
+MOVED_SHARE = 0.5
 
 
 def turn(images: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
@@ -39,6 +53,42 @@ def turn(images: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
         images = torch.where(transpose, images.transpose(-1, -2), images)
     images = torch.where(rows, images.flip(-2), images)
     return torch.where(columns, images.flip(-1), images)
+
+
+def vary(
+    images: torch.Tensor,
+    augmented: torch.Tensor,
+    masks: torch.Tensor,
+    strength: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Change pose and brightness a little, of an image, of its copy with defects and of their mask alike.
+
+    At full strength: gain within 15 %, offset within 0.05; and of half of the images, since moving costs sharpness,
+    rotation within 4 degrees, size within 6 % and place within 4 % of each side.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+        augmented (torch.Tensor): The same images with defects.
+        masks (torch.Tensor): Masks of the defects, 0 or 1, of shape ``(B, 1, H, W)``.
+        strength (float): Factor of all changes. Defaults to ``1.0``.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor, torch.Tensor]: The three, changed.
+    """
+    if strength == 0:
+        return images, augmented, masks
+    count, device = len(images), images.device
+    moved = torch.rand(count, device=device) < MOVED_SHARE
+    if moved.any():
+        angles, scales, right, down = strength * (2 * torch.rand(4, int(moved.sum()), device=device) - 1)
+        shifts = SHIFT * torch.stack([right * images.shape[-1], down * images.shape[-2]], dim=1)
+        stacked = torch.cat([images, augmented, masks], dim=1)
+        with torch.autocast(device.type, enabled=False):
+            stacked[moved] = warp(stacked[moved], ROTATION * angles, (SCALE * scales).exp(), shifts)
+        images, augmented, masks = stacked[:, :3], stacked[:, 3:6], (stacked[:, 6:] > 0.5).to(masks.dtype)
+    gain, offset = strength * (2 * torch.rand(2, count, 1, 1, 1, device=device) - 1)
+    images, augmented = ((part * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1) for part in (images, augmented))
+    return images, augmented, masks
 
 
 def allowed_symmetries(

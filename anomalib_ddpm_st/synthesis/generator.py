@@ -3,6 +3,7 @@
 
 """Synthetic anomaly generator: blends textures of defects into normal images."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from einops import rearrange
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from anomalib_ddpm_st.images import warp
+
 from .bank import TextureBank
 from .masks import (
+    MAX_SOFTNESS,
     Windows,
     changed_pixels,
     close_holes,
@@ -23,6 +27,7 @@ from .masks import (
     limit_masks,
     random_perlin_masks,
     random_windows,
+    soften,
     uniform,
 )
 
@@ -36,6 +41,8 @@ MAX_EXAGGERATION = 8.0
 MIN_AREA = 4e-4
 CONTOUR_RANGE = (0.2, 0.7)
 GREY_SPREAD = 4 / 255
+SOFTNESS_RANGE = (0.005, MAX_SOFTNESS)
+ZOOM_RANGE = (1.7, 3.0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class AnomalyParameters:
         anomalous (torch.Tensor): Which images get a defect, boolean of shape ``(B, 1, 1, 1)``.
         perlin_masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
         windows (Windows): Windows that masks are limited to.
+        softness (torch.Tensor): Blur of the edges of masks as a share of the shorter side, of shape ``(B,)``.
         opacity (torch.Tensor): Opacity ``beta`` of the texture, of shape ``(B, 1, 1, 1)``.
         contrast (torch.Tensor): Largest change that the texture makes at least, of shape ``(B, 1, 1, 1)``.
         contour (torch.Tensor): Smallest change that the mask keeps, as a share of the largest in it, of shape
@@ -56,6 +64,8 @@ class AnomalyParameters:
         texture_indices (torch.Tensor | None): Textures of the bank, of shape ``(B,)``.
         shifts (torch.Tensor | None): Rows and columns that textures of the bank are moved by, of shape ``(B, 2)``.
         flips (torch.Tensor | None): Whether rows and columns of these are reversed, boolean of shape ``(B, 2)``.
+        scales (torch.Tensor | None): Factors that textures of the bank are enlarged by, of shape ``(B,)``.
+        angles (torch.Tensor | None): Rotations of these in degrees, of shape ``(B,)``.
         tile_order (torch.Tensor | None): Order of the tiles of a self-texture, of shape ``(B, 64)``.
         noise (torch.Tensor | None): Plain colours with noise, of shape ``(B, 3, H, W)``.
     """
@@ -63,6 +73,7 @@ class AnomalyParameters:
     anomalous: torch.Tensor
     perlin_masks: torch.Tensor
     windows: Windows
+    softness: torch.Tensor
     opacity: torch.Tensor
     contrast: torch.Tensor
     contour: torch.Tensor
@@ -72,6 +83,8 @@ class AnomalyParameters:
     texture_indices: torch.Tensor | None = None
     shifts: torch.Tensor | None = None
     flips: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+    angles: torch.Tensor | None = None
     tile_order: torch.Tensor | None = None
     noise: torch.Tensor | None = None
 
@@ -157,7 +170,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
 
     Called like anomalib's ``PerlinAnomalyGenerator``. The mask is a Perlin mask, within the foreground, of the pixels
     that the blend truly changed; outside of it the image stays as it was, bit for bit:
-    ``y = x (1 - m) + m ((1 - beta) x + beta texture)``.
+    ``y = x (1 - m) + m ((1 - beta) x + beta texture)``, where ``beta`` fades out towards soft edges.
 
     Args:
         bank (TextureBank | str | Path | None): Textures sampled from the perturbed DDPM, or the folder they were
@@ -172,9 +185,12 @@ class DiffusionAnomalyGenerator(v2.Transform):
             it keeps the pixels that changed most. Defaults to ``0.0``.
         local (float): Share of masks that are limited to an elliptic window, so that a defect is one small spot or
             line and not scattered over the image. Defaults to ``0.5``.
-        displacement (float): Share of textures of the bank that are moved and flipped at random instead of blended in
-            place: parts of the object appear where they do not belong. Only where ``foreground`` finds an object: a
-            surface that is alike everywhere would look normal. Defaults to ``0.5``.
+        filled (float): Share of these windows that are filled, with no Perlin mask. Defaults to ``0.5``.
+        soft (float): Share of masks with blurred edges, over which the texture fades out: without them a detector
+            learns to find seams. Defaults to ``0.5``.
+        displacement (float): Share of textures of the bank that are not blended in place. Where ``foreground`` finds
+            an object they are moved and flipped: parts of it appear where they do not belong. A surface that is alike
+            everywhere would look normal then; there they are rotated and enlarged or shrunk. Defaults to ``0.5``.
         jitter (float): Share of textures of the bank whose contrast and brightness are changed channel by channel, as
             those of every self-texture are. Defaults to ``0.5``.
         sources (Mapping[str, float] | None): Shares of ``"bank"``, ``"self_texture"`` (tiles of the image itself in
@@ -209,6 +225,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         contrast: Sequence[float] = DEFAULT_CONTRAST,
         contour: float = 0.0,
         local: float = 0.5,
+        filled: float = 0.5,
+        soft: float = 0.5,
         displacement: float = 0.5,
         jitter: float = 0.5,
         sources: Mapping[str, float] | None = None,
@@ -222,6 +240,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
             "probability": probability,
             "contour": contour,
             "local": local,
+            "filled": filled,
+            "soft": soft,
             "displacement": displacement,
             "jitter": jitter,
         }
@@ -254,6 +274,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         self.contrast = (float(contrast[0]), float(contrast[1]))
         self.contour = contour
         self.local = local
+        self.filled = filled
+        self.soft = soft
         self.displacement = displacement
         self.jitter = jitter
         self.shares = [float(sources.get(name, 0)) for name in known]
@@ -275,7 +297,10 @@ class DiffusionAnomalyGenerator(v2.Transform):
         anomalous = uniform((count, 1, 1, 1), 0, 1, generator, device) < self.probability
         size = (images.shape[-2], images.shape[-1])
         perlin_masks = random_perlin_masks(count, size, self.rotation, generator, device)
-        windows = random_windows(count, self.local, generator, device)
+        windows = random_windows(count, self.local, generator, device, self.filled)
+        low, high = (math.log(width) for width in SOFTNESS_RANGE)
+        is_soft = uniform((count,), 0, 1, generator, device) < self.soft
+        softness = torch.where(is_soft, uniform((count,), low, high, generator, device).exp(), 0.0)
         opacity = uniform((count, 1, 1, 1), *self.blend_factor, generator, device)
         edges = torch.tensor(self.shares).cumsum(0) / sum(self.shares)
         draws = uniform((count, 1, 1, 1), 0, 1, generator, device)
@@ -295,6 +320,11 @@ class DiffusionAnomalyGenerator(v2.Transform):
             drawn["texture_indices"] = self.bank.draw(images, generator)
             drawn["shifts"] = shifts.long() * displaced
             drawn["flips"] = (uniform((count, 2), 0, 1, generator, device) < 0.5) & displaced
+            low, high = (math.log(scale) for scale in ZOOM_RANGE)
+            exponents = uniform((count,), low, high, generator, device)
+            shrink = uniform((count,), 0, 1, generator, device) < 0.5
+            drawn["scales"] = torch.where(shrink, -exponents, exponents).exp().where(displaced[:, 0], 1.0)
+            drawn["angles"] = uniform((count,), 0, 360, generator, device) * displaced[:, 0]
         if self.shares[1] > 0:
             drawn["tile_order"] = uniform((count, TILES**2), 0, 1, generator, device).argsort(dim=1)
         if self.shares[2] > 0:
@@ -305,6 +335,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
             anomalous,
             perlin_masks,
             windows,
+            softness,
             opacity,
             contrast,
             contour,
@@ -350,15 +381,21 @@ class DiffusionAnomalyGenerator(v2.Transform):
                 own = self.bank.get_masks(parameters.texture_indices, size)
                 masks = torch.where(from_bank & is_paired[:, None, None, None], own, masks)
             elif parameters.shifts is not None and parameters.flips is not None:
-                # A surface that is alike everywhere looks normal when it is moved: marking it would be wrong.
+                # A surface that is alike everywhere looks normal when it is moved, but not when it is zoomed.
                 sampled = displace(sampled, parameters.shifts * has_object, parameters.flips & has_object)
+                if parameters.scales is not None and parameters.angles is not None:
+                    zoomed = (parameters.scales != 1) & ~has_object[:, 0]
+                    if zoomed.any():
+                        sampled[zoomed] = warp(sampled[zoomed], parameters.angles[zoomed], parameters.scales[zoomed])
             textures = torch.where(from_bank, sampled.to(images.dtype), textures)
         textures = adjust(images, textures, parameters.gain, parameters.offset)
         masks = limit_masks(masks, allowed, parameters.windows)
         opacity = parameters.opacity.to(images.dtype)
-        largest = (opacity * largest_change(images, textures, masks)).clamp_min(MIN_CHANGE)
+        weights = (soften(masks, parameters.softness) * allowed).to(images.dtype)
+        masks = weights > 0
+        largest = largest_change(images, images + opacity * weights * (textures - images), masks).clamp_min(MIN_CHANGE)
         exaggeration = (parameters.contrast / largest).clamp(1, MAX_EXAGGERATION)
-        blended = (images + opacity * (textures - images) * exaggeration).clamp(0, 1).to(images.dtype)
+        blended = (images + opacity * weights * (textures - images) * exaggeration).clamp(0, 1).to(images.dtype)
         threshold = parameters.contour * largest_change(images, blended, masks)
         masks = close_holes(masks & changed_pixels(images, blended, threshold.clamp_min(self.change_threshold)))
         # What is left of a few pixels nobody would call a defect.
@@ -388,5 +425,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
             )
             raise ValueError(msg)
         images = image if image.ndim == 4 else image.unsqueeze(0)
-        augmented, masks = self.apply_parameters(images, self.sample_parameters(images))
+        # Images are data: in mixed precision they keep theirs.
+        with torch.autocast(images.device.type, enabled=False):
+            augmented, masks = self.apply_parameters(images, self.sample_parameters(images))
         return (augmented, masks) if image.ndim == 4 else (augmented[0], masks[0])

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import rotate
 from torch.nn import functional
 
@@ -15,6 +16,7 @@ PERLIN_THRESHOLD = 0.5
 FOREGROUND_SIZE = 64
 HISTOGRAM_BINS = 64
 WINDOW_AXES = (0.03, 0.25)
+MAX_SOFTNESS = 0.05
 
 
 def uniform(
@@ -114,12 +116,14 @@ class Windows:
         axes (torch.Tensor): Semi-axes as shares of the shorter side of the image, of shape ``(B, 2)``.
         angles (torch.Tensor): Rotations in radians, of shape ``(B,)``.
         used (torch.Tensor): Which images get a window, boolean of shape ``(B, 1, 1, 1)``.
+        filled (torch.Tensor): Which windows take the place of the mask, boolean of shape ``(B, 1, 1, 1)``.
     """
 
     scores: torch.Tensor
     axes: torch.Tensor
     angles: torch.Tensor
     used: torch.Tensor
+    filled: torch.Tensor
 
 
 def random_windows(
@@ -127,6 +131,7 @@ def random_windows(
     share: float,
     generator: torch.Generator | None = None,
     device: torch.device | None = None,
+    filled: float = 0.0,
 ) -> Windows:
     """Draw elliptic windows for single, local defects; small ones are as frequent as large ones (log-uniform).
 
@@ -135,6 +140,7 @@ def random_windows(
         share (float): Share of images that get one.
         generator (torch.Generator | None): Source of every random draw.
         device (torch.device | None): Device of the result.
+        filled (float): Share of windows that take the place of the mask. Defaults to ``0.0``.
 
     Returns:
         Windows: Choices that :func:`limit_masks` takes.
@@ -145,13 +151,14 @@ def random_windows(
         axes=uniform((batch_size, 2), low, high, generator, device).exp(),
         angles=uniform((batch_size,), 0, torch.pi, generator, device),
         used=uniform((batch_size, 1, 1, 1), 0, 1, generator, device) < share,
+        filled=uniform((batch_size, 1, 1, 1), 0, 1, generator, device) < filled,
     )
 
 
 def limit_masks(masks: torch.Tensor, allowed: torch.Tensor, windows: Windows) -> torch.Tensor:
     """Limit masks to where defects are allowed, and to a window around one of their pixels.
 
-    Coarse Perlin noise often misses a small object altogether; then the window takes the place of the mask.
+    Coarse Perlin noise often misses a small object altogether; then too the window takes the place of the mask.
 
     Args:
         masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
@@ -176,8 +183,32 @@ def limit_masks(masks: torch.Tensor, allowed: torch.Tensor, windows: Windows) ->
     along = (right * cosine + down * sine) / axes[:, :1, None]
     across = (down * cosine - right * sine) / axes[:, 1:, None]
     window = (along**2 + across**2 <= 1).unsqueeze(1)
-    masks = torch.where(is_empty, allowed & window, masks)
+    masks = torch.where(is_empty | (windows.used & windows.filled), allowed & window, masks)
     return torch.where(windows.used, masks & window, masks)
+
+
+def soften(masks: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+    """Blur the edges of masks, each by a width of its own, and keep the peak at 1.
+
+    Args:
+        masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
+        widths (torch.Tensor): Standard deviation of the Gaussian as a share of the shorter side, of shape ``(B,)``.
+            ``0`` leaves a mask as it is, and none is larger than ``MAX_SOFTNESS``.
+
+    Returns:
+        torch.Tensor: Weights in [0, 1] of shape ``(B, 1, H, W)``.
+    """
+    weights = masks.float()
+    chosen = (widths > 0) & masks.flatten(1).any(dim=1)
+    if not chosen.any():
+        return weights
+    size = min(masks.shape[-2:])
+    sigma = (widths[chosen] * size).clamp_min(1e-3)
+    # One size of kernel for all, so that no image depends on the others of its batch.
+    radius = min(math.ceil(3 * MAX_SOFTNESS * size), size - 1)
+    blurred = gaussian_blur2d(weights[chosen], 2 * radius + 1, torch.stack([sigma, sigma], dim=1))
+    weights[chosen] = blurred / blurred.amax(dim=(1, 2, 3), keepdim=True)
+    return weights
 
 
 def otsu_threshold(values: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,14 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of the flips and turns of training images, and of which of them a category allows."""
+"""Tests of the flips, turns and small changes of training images, and of which flips and turns a category allows."""
 
 import pytest
 import torch
 from torch.nn import functional
 
 from anomalib_ddpm_st.detector import augmentation
-from anomalib_ddpm_st.detector.augmentation import MAX_DISTANCE, SYMMETRIES, allowed_symmetries, turn
+from anomalib_ddpm_st.detector.augmentation import MAX_DISTANCE, SYMMETRIES, allowed_symmetries, turn, vary
 
 IDENTITY = SYMMETRIES[0]
 
@@ -228,3 +228,52 @@ def test_features_see_batches_of_images_in_range(monkeypatch: pytest.MonkeyPatch
     told = (shown * 255).round().flatten(1).sort(dim=1).values[:, -4]
     assert (told[:9] / 7).int().tolist() == list(range(0, 33, 4))
     assert (told[9:] / 7).int().tolist() == [0, 16, 32] * 8
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small changes
+
+
+def test_vary_nothing() -> None:
+    """Strength 0 gives back what was given."""
+    parts = (torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), torch.zeros(2, 1, 16, 16))
+    assert all(after is before for after, before in zip(vary(*parts, strength=0), parts, strict=True))
+
+
+def test_vary_changes_all_three_alike() -> None:
+    """What was equal stays equal, the defect stays under its mask, values stay in range, some images are not moved."""
+    images = functional.interpolate(torch.rand(64, 3, 4, 4), (32, 32), mode="bilinear")
+    masks = torch.zeros(64, 1, 32, 32)
+    masks[:, :, 12:20, 12:20] = 1
+    augmented = torch.where(masks.bool(), 1 - images, images)
+    kept = images.clone()
+    clean, defective, marked = vary(images, augmented, masks)
+    assert torch.equal(images, kept)
+    assert set(marked.unique().tolist()) == {0.0, 1.0}
+    around = functional.max_pool2d(marked, 3, stride=1, padding=1).expand_as(clean).bool()
+    assert torch.equal(clean[~around], defective[~around])
+    for part in (clean, defective):
+        assert part.min() >= 0
+        assert part.max() <= 1
+    stays = (marked == masks).flatten(1).all(dim=1)
+    assert 0.25 < stays.float().mean() < 0.75
+    change = (clean - images).abs().flatten(1).amax(dim=1)
+    assert (change > 0).all()
+    assert change[stays].max() <= 0.15 + 0.05 + 1e-5
+    for part in (clean, defective):
+        assert part[stays].shape[0] > 0
+
+
+def test_vary_keeps_grey_images_grey() -> None:
+    """All channels change alike: a grey camera sees no colours."""
+    images = torch.rand(8, 1, 16, 16).expand(-1, 3, -1, -1)
+    clean, _, _ = vary(images, images.clone(), torch.zeros(8, 1, 16, 16))
+    torch.testing.assert_close(clean[:, :1].expand_as(clean), clean)
+
+
+def test_vary_in_mixed_precision() -> None:
+    """Images keep their precision."""
+    images = torch.rand(8, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = vary(images, images.clone(), torch.zeros(8, 1, 16, 16))
+    assert all(part.dtype == torch.float32 for part in parts)

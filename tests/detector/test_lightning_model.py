@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.detector import DdpmSt, lightning_model
-from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, turn
+from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, turn, vary
 from anomalib_ddpm_st.detector.lightning_model import Augmentation, Synthesis
 from anomalib_ddpm_st.detector.torch_model import EncoderStudent, ReverseStudent, StudentKind, SymmetricStudent
 from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, TextureBank, sample_bank
@@ -255,6 +255,10 @@ def test_bad_weights_are_named_at_once(tmp_path: Path) -> None:
         {"contour": 1.5},
         {"local": 1.5},
         {"displacement": -0.5},
+        {"filled": -0.1},
+        {"soft": 1.1},
+        {"variation": -0.1},
+        {"variation": 3.5},
         {"jitter": 2.0},
         {"anomaly_probability": 1.5},
         {"blend_factor": [0.9, 0.1]},
@@ -342,18 +346,22 @@ def make_batch(count: int = 2) -> ImageBatch:
 
 @pytest.mark.parametrize("element", [(0, 0, 0), (1, 1, 0)])
 def test_training_step(model: DdpmSt, element: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defects go to the student, the clean images to the teacher, the masks to the loss, all turned alike."""
+    """Defects go to the student, the clean images to the teacher, the masks to the loss, all changed alike."""
     batch = make_batch()
     augmented, masks = torch.rand(2, 3, 64, 64), (torch.rand(2, 1, 64, 64) < 0.5).float()
     logged: dict[str, Any] = {}
     model.train()
     model.generator = lambda images: (augmented, masks) if images is batch.image else None
     model.symmetries = torch.tensor([element], dtype=torch.bool)
+    monkeypatch.setattr(model, "variation", 0.5)
     monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: value}))
     elements = model.symmetries.expand(2, -1)
+    state = torch.get_rng_state()
     with torch.no_grad():
-        turned = [turn(part, elements) for part in (augmented, batch.image, masks)]
-        expected = model.loss(*model.model(*turned[:2]), turned[2])
+        torch.randint(1, (2,))
+        clean, defective, marked = vary(*(turn(part, elements) for part in (batch.image, augmented, masks)), 0.5)
+        expected = model.loss(*model.model(defective, clean), marked)
+        torch.set_rng_state(state)
         loss = model.training_step(batch, 0)["loss"]
     torch.testing.assert_close(loss, expected)
     assert logged["train_loss"] is loss
@@ -374,6 +382,7 @@ def test_training_step_draws_an_element_for_each_image(model: DdpmSt, monkeypatc
         seen.update(masks=arguments[-1])
         return torch.zeros(())
 
+    monkeypatch.setattr(model, "variation", 0)
     monkeypatch.setattr(model.model, "forward", forward)
     monkeypatch.setattr(model.loss, "forward", loss)
     monkeypatch.setattr(model, "log", lambda *_, **__: None)

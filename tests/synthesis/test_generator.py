@@ -4,7 +4,7 @@
 """Tests of the generator of synthetic defects."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from torch.nn import functional
 
+from anomalib_ddpm_st.images import warp
 from anomalib_ddpm_st.synthesis import AnomalyParameters, DiffusionAnomalyGenerator, TextureBank
 from anomalib_ddpm_st.synthesis.bank import thumbnails
-from anomalib_ddpm_st.synthesis.generator import CONTOUR_RANGE, adjust, displace, self_texture
+from anomalib_ddpm_st.synthesis.generator import CONTOUR_RANGE, ZOOM_RANGE, adjust, displace, self_texture
 from anomalib_ddpm_st.synthesis.masks import FOREGROUND_SIZE, Windows, close_holes, foreground_mask
 
 
@@ -63,7 +64,9 @@ def choices(masks: torch.Tensor, **values: torch.Tensor) -> AnomalyParameters:
             axes=torch.full((count, 2), 0.1),
             angles=torch.zeros(count),
             used=torch.zeros(count, 1, 1, 1, dtype=torch.bool),
+            filled=torch.zeros(count, 1, 1, 1, dtype=torch.bool),
         ),
+        "softness": torch.zeros(count),
         "opacity": torch.ones(count, 1, 1, 1),
         "contrast": torch.zeros(count, 1, 1, 1),
         "contour": torch.zeros(count, 1, 1, 1),
@@ -464,7 +467,7 @@ def test_bad_single_blend_factor(blend_factor: float) -> None:
     [
         *(
             {name: value}
-            for name in ("probability", "contour", "local", "displacement", "jitter")
+            for name in ("probability", "contour", "local", "filled", "soft", "displacement", "jitter")
             for value in (-0.1, 1.5)
         ),
         *({"contrast": value} for value in ((0.5, 0.2), (-0.1, 0.5), (0.5, 1.5), (0.5,), (0.1, 0.2, 0.3))),
@@ -502,18 +505,65 @@ def test_share_of_displaced_textures(bank: TextureBank, displacement: float) -> 
     assert bool(parameters.shifts.any()) == bool(displacement)
 
 
-@pytest.mark.parametrize(("foreground", "moves"), [("auto", True), ("off", False)])
-def test_textures_move_on_objects_only(foreground: Literal["auto", "off"], moves: bool) -> None:
-    """A texture that equals the image marks nothing in place, and the object's shape where it is moved."""
+@pytest.mark.parametrize("foreground", ["auto", "off"])
+def test_objects_are_moved_and_surfaces_zoomed(foreground: Literal["auto", "off"]) -> None:
+    """A texture that equals the image marks nothing in place, and what it differs in where it is displaced."""
     image = torch.full((1, 3, 64, 64), 0.9)
     image[:, :, 16:48, 16:48] = torch.rand(3, 32, 32) * 0.3
     bank = TextureBank((image * 255).round().to(torch.uint8), torch.tensor([-1]), torch.zeros(1, 768))
-    transform = DiffusionAnomalyGenerator(bank, 1.0, (1.0, 1.0), displacement=1.0, jitter=0.0, foreground=foreground)
-    masks = [transform(image)[1] for _ in range(20)]
-    assert any(mask.any() for mask in masks) == moves
-    surface = torch.rand(1, 3, 64, 64)
-    transform.bank = TextureBank((surface * 255).round().to(torch.uint8), torch.tensor([-1]), torch.zeros(1, 768))
-    assert not any(transform(surface)[1].any() for _ in range(20))
+    settings: dict[str, Any] = {"jitter": 0.0, "foreground": foreground, "contrast": (0.0, 0.0)}
+    for displacement in (0.0, 1.0):
+        transform = DiffusionAnomalyGenerator(bank, 1.0, (1.0, 1.0), displacement=displacement, **settings)
+        masks = [transform(image)[1] for _ in range(20)]
+        assert any(mask.any() for mask in masks) == bool(displacement)
+    parameters = transform.sample_parameters(image)
+    assert parameters.scales is not None
+    assert parameters.angles is not None
+    assert parameters.shifts is not None
+    assert parameters.flips is not None
+    parameters = replace(parameters, perlin_masks=torch.ones(1, 1, 64, 64, dtype=torch.bool), softness=torch.zeros(1))
+    parameters = replace(
+        parameters, windows=replace(parameters.windows, used=torch.zeros(1, 1, 1, 1, dtype=torch.bool))
+    )
+    moved = displace(image, parameters.shifts, parameters.flips)
+    expected = moved if foreground == "auto" else warp(image, parameters.angles, parameters.scales)
+    augmented, masks = transform.apply_parameters(image, parameters)
+    inside = masks.bool().expand_as(image)
+    assert inside.any()
+    torch.testing.assert_close(augmented[inside], expected[inside], atol=1 / 255, rtol=0)
+
+
+def test_zooms_are_large(bank: TextureBank) -> None:
+    """No texture is enlarged or shrunk by so little that it would look normal."""
+    parameters = DiffusionAnomalyGenerator(bank, 1.0, displacement=1.0).sample_parameters(torch.rand(200, 3, 16, 16))
+    assert parameters.scales is not None
+    factors = torch.maximum(parameters.scales, 1 / parameters.scales)
+    assert factors.min() >= ZOOM_RANGE[0] - 1e-4
+    assert factors.max() <= ZOOM_RANGE[1] + 1e-4
+    assert 0.35 < (parameters.scales > 1).float().mean() < 0.65
+
+
+@pytest.mark.parametrize("soft", [0.0, 0.4, 1.0])
+def test_share_of_soft_defects(bank: TextureBank, soft: float) -> None:
+    """That share of masks has soft edges; over them the change grows from nothing to its full size."""
+    parameters = DiffusionAnomalyGenerator(bank, 1.0, soft=soft).sample_parameters(torch.rand(300, 3, 16, 16))
+    share = (parameters.softness > 0).float().mean().item()
+    assert share == pytest.approx(soft, abs=0.1 if 0 < soft < 1 else 0)
+
+
+def test_soft_edges_fade_out() -> None:
+    """The change falls with the distance from the mask, down to the threshold where the mask ends."""
+    masks = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    masks[:, :, :, :32] = True
+    images = torch.full((1, 3, 64, 64), 0.2)
+    transform = DiffusionAnomalyGenerator(plain_bank(204), 1.0, foreground="off")
+    parameters = choices(masks, softness=torch.tensor([0.05]), texture_indices=torch.zeros(1, dtype=torch.long))
+    augmented, marked = transform.apply_parameters(images, parameters)
+    change = (augmented - images)[0, 0, 32, 20:50]
+    assert (change.diff() <= 1e-6).all()
+    assert 0.1 < change[12] < 0.5
+    assert marked[0, 0, 32, 34] == 1
+    assert change[change > 0].min() < 0.12
 
 
 @pytest.mark.parametrize("sources", [None, {}])

@@ -25,6 +25,7 @@ from anomalib_ddpm_st.synthesis.masks import (
     perlin_noise,
     random_perlin_masks,
     random_windows,
+    soften,
     uniform,
 )
 
@@ -260,8 +261,9 @@ def test_close_holes_of_nothing_and_everything() -> None:
 
 
 def windows_at(scores: torch.Tensor, axes: list[list[float]], angles: list[float], used: list[bool]) -> Windows:
-    """Windows of known shape."""
-    return Windows(scores, torch.tensor(axes), torch.tensor(angles), torch.tensor(used).reshape(-1, 1, 1, 1))
+    """Windows of known shape, none of them filled."""
+    shares = torch.tensor(used).reshape(-1, 1, 1, 1)
+    return Windows(scores, torch.tensor(axes), torch.tensor(angles), shares, torch.zeros_like(shares))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -345,6 +347,64 @@ def test_window_in_place_of_an_empty_mask() -> None:
         assert result[:-1].flatten(1).any(dim=1).all()
         assert not (result & ~allowed).any()
         assert (result[:-1].flatten(1).sum(dim=1) < allowed[0].sum()).any()
+
+
+def test_filled_windows_take_the_place_of_masks() -> None:
+    """A filled window holds every pixel that is allowed, around one of the mask; an unused one changes nothing."""
+    masks = torch.zeros(40, 1, 64, 64, dtype=torch.bool)
+    masks[:, :, 30, 30] = True
+    allowed = torch.ones_like(masks)
+    allowed[:, :, :, 32:] = False
+    filled = limit_masks(masks, allowed, random_windows(40, 1.0, filled=1.0))
+    assert not (filled & ~allowed).any()
+    assert filled[:, :, 30, 30].all()
+    area = filled.flatten(1).sum(dim=1)
+    assert area.min() > 1
+    assert area.unique().numel() > 10
+    assert torch.equal(limit_masks(masks, allowed, random_windows(40, 0.0, filled=1.0)), masks)
+    shares = random_windows(2000, 1.0, filled=0.3).filled.float().mean().item()
+    assert shares == pytest.approx(0.3, abs=0.04)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Soft edges
+
+
+def test_soften_is_a_gaussian() -> None:
+    """The edge of a half-plane becomes the integral of a Gaussian of the given width; width 0 leaves it."""
+    masks = torch.zeros(3, 1, 100, 100, dtype=torch.bool)
+    masks[..., :50] = True
+    widths = torch.tensor([0.0, 0.02, 0.05])
+    weights = soften(masks, widths)
+    assert torch.equal(weights[0], masks[0].float())
+    distance = torch.arange(100) + 0.5 - 50
+    for index in (1, 2):
+        expected = 0.5 * torch.erfc(distance / (100 * widths[index]) / 2**0.5)
+        middle = weights[index, 0, 50]
+        # Near the sides the mask is mirrored.
+        assert torch.allclose(middle[20:80], expected[20:80], atol=0.02)
+    assert torch.all(weights.amax(dim=(1, 2, 3)) == 1)
+
+
+def test_soften_keeps_the_peak_of_small_masks() -> None:
+    """A speck that is blurred away would be no defect; an empty mask stays empty."""
+    masks = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    masks[0, 0, 20, 20] = True
+    weights = soften(masks, torch.tensor([0.05, 0.05]))
+    assert weights[0, 0, 20, 20] == 1
+    assert weights[0].sum() > 20
+    assert not weights[1].any()
+    assert not soften(masks[1:], torch.tensor([0.05])).any()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (17, 33), (64, 40)])
+def test_soften_images_of_any_size(size: tuple[int, int]) -> None:
+    """Each mask is blurred as it would be alone."""
+    masks = torch.rand(4, 1, *size) < 0.2
+    widths = torch.tensor([0.05, 0.0, 0.005, 0.02])
+    weights = soften(masks, widths)
+    for index in range(4):
+        assert torch.allclose(weights[index : index + 1], soften(masks[index : index + 1], widths[index : index + 1]))
 
 
 def test_limit_masks_writes_to_nothing() -> None:
