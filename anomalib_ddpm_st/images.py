@@ -62,8 +62,10 @@ def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
     except (OSError, SyntaxError, ValueError) as error:
         msg = f"The image {path} cannot be read ({error}): mend it or take it out of the training images."
         raise ValueError(msg) from error
-    image = functional.resize(image, list(image_size), antialias=False)
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+    # In whole numbers and 64 bit: else the last bit of a pixel, and with it every cache key, hangs on the number of
+    # threads.
+    image = functional.resize((image * 255).round().double(), list(image_size), antialias=False)
+    return image.round().clamp(0, 255).to(torch.uint8)
 
 
 def warp(

@@ -43,6 +43,22 @@ def test_strings_and_mixed_sizes(tmp_path: Path) -> None:
     assert (images[0, :, 9:] == 0).all()
 
 
+def test_number_of_threads_does_not_matter(tmp_path: Path) -> None:
+    """The same folder gives the same cache key on any number of cores."""
+    rng = np.random.default_rng(0)
+    paths = [save(tmp_path / f"{index}.png", rng.integers(0, 256, (300, 410, 3), dtype=np.uint8)) for index in range(2)]
+    threads = torch.get_num_threads()
+    try:
+        loaded = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loaded.append(load_normal_images(paths, (256, 256)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(loaded[0], loaded[1])
+    assert torch.equal(loaded[0], loaded[2])
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
 def test_modes(mode: str, tmp_path: Path) -> None:
     """Every mode of 8 bits becomes what PIL makes of it in RGB."""
