@@ -64,7 +64,7 @@ def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
         raise ValueError(msg) from error
     # In whole numbers and 64 bit: else the last bit of a pixel, and with it every cache key, hangs on the number of
     # threads.
-    image = functional.resize((image * 255).round().double(), list(image_size), antialias=False)
+    image = functional.resize((torch.as_tensor(image) * 255).round().double(), list(image_size), antialias=False)
     return image.round().clamp(0, 255).to(torch.uint8)
 
 

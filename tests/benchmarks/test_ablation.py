@@ -14,7 +14,16 @@ from typing import Any
 
 import ablation
 import pytest
-from ablation import SHORT, SHORT_SIZE, VARIANTS, append_row, finished_cells, make_datamodule, validation_datamodule
+from ablation import (
+    LONG,
+    SHORT,
+    SHORT_SIZE,
+    VARIANTS,
+    append_row,
+    finished_cells,
+    make_datamodule,
+    validation_datamodule,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from validation import write_validation_set
 
@@ -102,7 +111,8 @@ def test_variants_differ_from_the_default() -> None:
 def test_short_budget_is_shorter() -> None:
     """It names settings of the model, each smaller than the default."""
     defaults = {name: value.default for name, value in inspect.signature(DdpmSt.__init__).parameters.items()}
-    assert all(value < defaults[name] for name, value in SHORT.items())
+    assert all(value < defaults[name] for settings in (SHORT, LONG) for name, value in settings.items())
+    assert {name for name in LONG if LONG[name] != SHORT[name]} == {"training_steps"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
