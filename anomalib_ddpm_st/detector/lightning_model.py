@@ -90,7 +90,8 @@ class DdpmSt(AnomalibModule):
         local (float): Share of masks that are limited to a small elliptic window. Defaults to ``0.5``.
         filled (float): Share of these windows that are filled, with no Perlin mask. Defaults to ``0.5``.
         soft (float): Share of masks with blurred edges. Defaults to ``0.5``.
-        displacement (float): Share of textures on objects that are moved and flipped. Defaults to ``0.5``.
+        displacement (float): Share of textures that are not blended in place: moved and flipped on objects, rotated and
+            enlarged or shrunk on surfaces. Defaults to ``0.5``.
         jitter (float): Share of textures whose contrast and brightness are changed. Defaults to ``0.5``.
         anomaly_probability (float): Share of training images that get a defect. Defaults to ``0.75``.
         blend_factor (list[float] | None): Range of the opacity of textures. ``None`` takes ``[0.5, 1.0]``.

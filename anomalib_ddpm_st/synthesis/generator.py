@@ -3,7 +3,6 @@
 
 """Synthetic anomaly generator: blends textures of defects into normal images."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from .masks import (
     foreground_mask,
     largest_change,
     limit_masks,
+    log_uniform,
     random_perlin_masks,
     random_windows,
     soften,
@@ -298,9 +298,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         size = (images.shape[-2], images.shape[-1])
         perlin_masks = random_perlin_masks(count, size, self.rotation, generator, device)
         windows = random_windows(count, self.local, generator, device, self.filled)
-        low, high = (math.log(width) for width in SOFTNESS_RANGE)
         is_soft = uniform((count,), 0, 1, generator, device) < self.soft
-        softness = torch.where(is_soft, uniform((count,), low, high, generator, device).exp(), 0.0)
+        softness = log_uniform((count,), *SOFTNESS_RANGE, generator, device) * is_soft
         opacity = uniform((count, 1, 1, 1), *self.blend_factor, generator, device)
         edges = torch.tensor(self.shares).cumsum(0) / sum(self.shares)
         draws = uniform((count, 1, 1, 1), 0, 1, generator, device)
@@ -320,10 +319,9 @@ class DiffusionAnomalyGenerator(v2.Transform):
             drawn["texture_indices"] = self.bank.draw(images, generator)
             drawn["shifts"] = shifts.long() * displaced
             drawn["flips"] = (uniform((count, 2), 0, 1, generator, device) < 0.5) & displaced
-            low, high = (math.log(scale) for scale in ZOOM_RANGE)
-            exponents = uniform((count,), low, high, generator, device)
+            factors = log_uniform((count,), *ZOOM_RANGE, generator, device)
             shrink = uniform((count,), 0, 1, generator, device) < 0.5
-            drawn["scales"] = torch.where(shrink, -exponents, exponents).exp().where(displaced[:, 0], 1.0)
+            drawn["scales"] = torch.where(shrink, 1 / factors, factors).where(displaced[:, 0], 1.0)
             drawn["angles"] = uniform((count,), 0, 360, generator, device) * displaced[:, 0]
         if self.shares[1] > 0:
             drawn["tile_order"] = uniform((count, TILES**2), 0, 1, generator, device).argsort(dim=1)

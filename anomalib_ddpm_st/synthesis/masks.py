@@ -31,6 +31,28 @@ def uniform(
     return (low + (high - low) * torch.rand(shape, generator=generator, device=source)).to(device)
 
 
+def log_uniform(
+    shape: tuple[int, ...],
+    low: float,
+    high: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Draw numbers whose logarithms are uniform: small ones are as frequent as large ones.
+
+    Args:
+        shape (tuple[int, ...]): Shape of the result.
+        low (float): Lower bound, above 0.
+        high (float): Upper bound.
+        generator (torch.Generator | None): Source of the random draw.
+        device (torch.device | None): Device of the result.
+
+    Returns:
+        torch.Tensor: Numbers between the bounds.
+    """
+    return uniform(shape, math.log(low), math.log(high), generator, device).exp()
+
+
 def perlin_noise(
     scales: torch.Tensor,
     angles: torch.Tensor,
@@ -145,10 +167,9 @@ def random_windows(
     Returns:
         Windows: Choices that :func:`limit_masks` takes.
     """
-    low, high = (math.log(axis) for axis in WINDOW_AXES)
     return Windows(
         scores=uniform((batch_size, 1, FOREGROUND_SIZE, FOREGROUND_SIZE), 0, 1, generator, device),
-        axes=uniform((batch_size, 2), low, high, generator, device).exp(),
+        axes=log_uniform((batch_size, 2), *WINDOW_AXES, generator, device),
         angles=uniform((batch_size,), 0, torch.pi, generator, device),
         used=uniform((batch_size, 1, 1, 1), 0, 1, generator, device) < share,
         filled=uniform((batch_size, 1, 1, 1), 0, 1, generator, device) < filled,
