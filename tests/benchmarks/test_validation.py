@@ -200,14 +200,14 @@ def test_defects_are_on_the_object() -> None:
 
 def test_write_validation_set(tmp_path: Path) -> None:
     """One normal image and two defects of each image held out, with masks of the same name, kind after kind."""
-    images = [surface(seed) for seed in range(6)]
+    images = [surface(seed) for seed in range(8)]
     folder = tmp_path / "set"
     write_validation_set(save_images(tmp_path / "images", images), folder)
     assert {path.name for path in folder.iterdir()} == {"good", "defect", "mask"}
-    assert [path.name for path in sorted((folder / "good").iterdir())] == [f"{index:03d}.png" for index in range(6)]
+    assert [path.name for path in sorted((folder / "good").iterdir())] == [f"{index:03d}.png" for index in range(8)]
     names = [path.name for path in sorted((folder / "defect").iterdir())]
     assert names == [path.name for path in sorted((folder / "mask").iterdir())]
-    assert names == [f"{index:03d}_{list(KINDS)[index % 6]}.png" for index in range(12)]
+    assert names == [f"{index:03d}_{list(KINDS)[index % len(KINDS)]}.png" for index in range(16)]
     for index, image in enumerate(images):
         good = cv2.imread(str(folder / "good" / f"{index:03d}.png"))
         assert np.array_equal(good, image)
@@ -226,7 +226,7 @@ def test_next_kind_in_place_of_one_that_cannot_be_seen(tmp_path: Path) -> None:
     images = [np.full((SIZE, SIZE, 3), 100 + 10 * index, np.uint8) for index in range(3)]
     write_validation_set(save_images(tmp_path / "images", images), tmp_path / "set")
     names = [path.stem for path in sorted((tmp_path / "set" / "defect").iterdir())]
-    kinds = ["scratch", "crack", "spot", "stain", "scratch", "scratch"]
+    kinds = ["scratch", "crack", "spot", "stain", "shade", "shade"]
     assert names == [f"{index:03d}_{kind}" for index, kind in enumerate(kinds)]
 
 
