@@ -19,7 +19,6 @@ of drawn defects (see ``validation.py``), which is the one that choices are made
 ``seconds`` is the detector's training alone: DDPMs and banks come from a cache that the cells share.
 """
 
-import csv
 import gc
 import itertools
 import logging
@@ -32,7 +31,7 @@ from typing import Any, Literal
 from anomalib.data import Folder, MVTecAD
 from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
-from common import append_row, commit, make_parser, measure, raw_evaluator
+from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
 from lightning.pytorch import seed_everything
 from validation import split, write_validation_set
 
@@ -114,15 +113,7 @@ def make_datamodule(
                 dirs_exist_ok=True,
             )
             partial.rename(data_root / category)
-    datamodule = MVTecAD(
-        root=data_root,
-        category=category,
-        train_batch_size=batch_size,
-        eval_batch_size=16,
-        num_workers=0,
-        val_split_mode=ValSplitMode.NONE,
-    )
-    return datamodule, held_out
+    return make_mvtec(data_root, category, batch_size, eval_batch_size=16, num_workers=0), held_out
 
 
 def validation_datamodule(folder: Path) -> Folder:
@@ -201,10 +192,7 @@ def run_cell(
 
 def finished_cells(path: Path) -> set[tuple[str, str, str, str]]:
     """Variant, category, seed and budget of the rows of a file."""
-    if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        return {(row["variant"], row["category"], row["seed"], row["budget"]) for row in csv.DictReader(file)}
+    return {(row["variant"], row["category"], row["seed"], row["budget"]) for row in read_rows(path)}
 
 
 def main() -> None:

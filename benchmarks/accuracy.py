@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from anomalib.data import MVTecAD
-from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model
-from common import append_row, command, commit, machine, make_parser, measure, peak_rss_gib, raw_evaluator
+from common import append_row, command, commit, machine, make_mvtec, make_parser, measure, peak_rss_gib, raw_evaluator
 from lightning.pytorch import seed_everything
 from torchvision.utils import save_image
 
@@ -156,14 +155,7 @@ def run(
     seed_everything(seed)
     start = time.perf_counter()
     model = get_model(name, evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
-    datamodule = MVTecAD(
-        root=data_root,
-        category=category,
-        train_batch_size=batch_size,
-        eval_batch_size=batch_size,
-        num_workers=2,
-        val_split_mode=ValSplitMode.NONE,
-    )
+    datamodule = make_mvtec(data_root, category, batch_size, batch_size)
     metrics = evaluate(model, datamodule, precision, work_dir)
     seconds = time.perf_counter() - start
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, MVTecAD
+from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
 from anomalib.models import AnomalibModule
@@ -69,6 +70,35 @@ def raw_evaluator() -> Evaluator:
             AUPR(**pixel),
             AUPRO(**pixel),
         ],
+    )
+
+
+def make_mvtec(
+    data_root: Path,
+    category: str,
+    batch_size: int = 8,
+    eval_batch_size: int = 8,
+    num_workers: int = 2,
+) -> MVTecAD:
+    """Data of one category, all of its test images for the test: nothing is validated on them.
+
+    Args:
+        data_root (Path): Folder of the categories.
+        category (str): Name of the category.
+        batch_size (int): Images of a training step. Defaults to ``8``.
+        eval_batch_size (int): Images measured at a time. Defaults to ``8``.
+        num_workers (int): Processes that read images. Defaults to ``2``.
+
+    Returns:
+        MVTecAD: Datamodule without a validation set.
+    """
+    return MVTecAD(
+        root=data_root,
+        category=category,
+        train_batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        num_workers=num_workers,
+        val_split_mode=ValSplitMode.NONE,
     )
 
 
@@ -129,3 +159,11 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         if is_new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

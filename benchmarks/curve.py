@@ -12,7 +12,6 @@ a schedule of that length would do better. The last is the shipped detector. ``s
 DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again.
 """
 
-import csv
 import logging
 import tempfile
 import time
@@ -23,10 +22,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from anomalib.data import MVTecAD
-from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
-from common import METRICS, append_row, commit, make_parser, measure, raw_evaluator
+from common import METRICS, append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from anomalib_ddpm_st import DdpmSt
@@ -86,14 +83,7 @@ def run(
     """
     seed_everything(seed, verbose=False)
     model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
-    datamodule = MVTecAD(
-        root=data_root,
-        category=category,
-        train_batch_size=8,
-        eval_batch_size=8,
-        num_workers=2,
-        val_split_mode=ValSplitMode.NONE,
-    )
+    datamodule = make_mvtec(data_root, category)
     snapshots = Snapshots([round(share * model.training_steps) for share in shares], folder)
     engine = Engine(
         default_root_dir=folder,
@@ -111,14 +101,6 @@ def run(
         row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds, 1)}
         rows.append({**row, **metrics})
     return rows
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:

@@ -391,9 +391,10 @@ class DiffusionAnomalyGenerator(v2.Transform):
         opacity = parameters.opacity.to(images.dtype)
         weights = (soften(masks, parameters.softness) * allowed).to(images.dtype)
         masks = weights > 0
-        largest = largest_change(images, images + opacity * weights * (textures - images), masks).clamp_min(MIN_CHANGE)
+        change = opacity * weights * (textures - images)
+        largest = largest_change(images, images + change, masks).clamp_min(MIN_CHANGE)
         exaggeration = (parameters.contrast / largest).clamp(1, MAX_EXAGGERATION)
-        blended = (images + opacity * weights * (textures - images) * exaggeration).clamp(0, 1).to(images.dtype)
+        blended = (images + change * exaggeration).clamp(0, 1).to(images.dtype)
         threshold = parameters.contour * largest_change(images, blended, masks)
         masks = close_holes(masks & changed_pixels(images, blended, threshold.clamp_min(self.change_threshold)))
         # What is left of a few pixels nobody would call a defect.

@@ -10,8 +10,7 @@ from typing import Any
 import curve
 import pytest
 import torch
-from common import METRICS
-from curve import read_rows
+from common import METRICS, read_rows
 
 from anomalib_ddpm_st import DdpmSt
 
