@@ -25,13 +25,14 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
 from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.progress import progress
 from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
 from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
 
 from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, evenly, turn, vary
 from .loss import DdpmStLoss
-from .torch_model import DdpmStModel, EncoderStudent, HeadInput, StudentKind
+from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ SOURCES: dict[str, dict[str, float]] = {
 Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
 MAX_VARIATION = 3.0
+MEMORY_BATCH_SIZE = 16
+MAX_SCALE_IMAGES = 48
 
 
 class DdpmSt(AnomalibModule):
@@ -110,7 +113,11 @@ class DdpmSt(AnomalibModule):
         encoder_learning_rate (float): Peak learning rate of the encoder of an ``"encoder"`` student.
             Defaults to ``2e-4``.
         segmentation_weight (float): Weight of the segmentation loss against the cosine loss. Defaults to ``1.0``.
-        distance_weight (float): Share of the cosine distance in the anomaly map. Defaults to ``0.5``.
+        distance_weight (float): Share of the cosine distance to the student in what of the anomaly map the memory
+            leaves; the rest is the segmentation. Defaults to ``0.5``.
+        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``2048``.
+        memory_weight (float): Share of the distance to the memory of normal features in the anomaly map; with 0 there
+            is no memory. With the default, a third, the three have equal shares.
         top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
         student (StudentKind): ``"reverse"`` restores the teacher's features of the normal image from its features of
             the defective one, ``"encoder"`` has an encoder of its own, ``"symmetric"`` is a copy of the teacher's
@@ -171,6 +178,8 @@ class DdpmSt(AnomalibModule):
         encoder_learning_rate: float = 2e-4,
         segmentation_weight: float = 1.0,
         distance_weight: float = 0.5,
+        memory_size: int = DEFAULT_MEMORY_SIZE,
+        memory_weight: float = DEFAULT_MEMORY_WEIGHT,
         top_k: int = 100,
         student: StudentKind = "reverse",
         head_input: HeadInput = "product",
@@ -241,6 +250,8 @@ class DdpmSt(AnomalibModule):
             layers=layers or ("layer1", "layer2", "layer3"),
             top_k=top_k,
             distance_weight=distance_weight,
+            memory_size=memory_size,
+            memory_weight=memory_weight,
             student=student,
             head_input=head_input,
         )
@@ -354,32 +365,70 @@ class DdpmSt(AnomalibModule):
             self.model.train()
 
     def on_train_start(self) -> None:
-        """Make the generator of defects for the training set."""
+        """Make the generator of defects for the training set, and fill the memory of normal features."""
+        dataset = cast("DataLoader", self.trainer.train_dataloader).dataset
         if self.needs_bank and self.bank_dir is None:
-            self.bank_dir = self._prepare_bank(cast("DataLoader", self.trainer.train_dataloader).dataset)
+            self.bank_dir = self._prepare_bank(dataset)
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
-        self.symmetries = self._symmetries(cast("DataLoader", self.trainer.train_dataloader).dataset)
+        images = self._reference_images(dataset)
+        self.symmetries = self._symmetries(images)
+        start = time.perf_counter()
+        self._fill_memory(images)
+        self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
-    def _symmetries(self, dataset: Dataset) -> torch.Tensor:
+    def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:
+        """Normal images that show what is normal, ``uint8`` of shape ``(N, 3, H, W)``; ``None`` if nobody asks.
+
+        A dataset without paths has none to show.
+        """
+        samples = getattr(dataset, "samples", None)
+        if samples is None or (self.augmentation != "auto" and self.model.memory is None):
+            return None
+        paths = _normal_paths(samples)
+        paths = [paths[index] for index in evenly(len(paths), MAX_REFERENCES)]
+        return load_normal_images(paths, self.input_size or (256, 256))
+
+    def _symmetries(self, images: torch.Tensor | None) -> torch.Tensor:
         """Flips and quarter turns to train with, boolean of shape ``(A, 3)``."""
         if self.augmentation != "auto":
             allowed = {"none": SYMMETRIES[:1], "flips": SYMMETRIES[:4], "flips_and_turns": SYMMETRIES}
             return torch.tensor(allowed[self.augmentation], dtype=torch.bool, device=self.device)
-        samples = getattr(dataset, "samples", None)
-        if samples is None:
+        if images is None:
             return torch.tensor(SYMMETRIES[:1], dtype=torch.bool, device=self.device)
-        paths = _normal_paths(samples)
-        paths = [paths[index] for index in evenly(len(paths), MAX_REFERENCES)]
-        images = load_normal_images(paths, self.input_size or (256, 256))
-        teacher = self.model.teacher
-        symmetries, distances = allowed_symmetries(
-            images,
-            lambda batch: teacher(teacher.normalize(batch.to(self.device)))[-2:],
-        )
+        symmetries, distances = allowed_symmetries(images, lambda batch: self._features(batch)[-2:])
         named = ", ".join(f"{distance:.2f}" for distance in distances)
         logger.info("Training with %d of %d flips and turns (distances %s).", len(symmetries), len(SYMMETRIES), named)
         return symmetries.to(self.device)
+
+    def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Teacher's features of images of shape ``(B, 3, H, W)`` with values in [0, 1]."""
+        return self.model.teacher(self.model.teacher.normalize(images.to(self.device)))
+
+    def _fill_memory(self, images: torch.Tensor | None) -> None:
+        """Fill the memory of normal features, turned as in training; a resumed training has its own already."""
+        memory = self.model.memory
+        if memory is None or (memory.is_filled and self.trainer.ckpt_path is not None):
+            return
+        if images is None:
+            logger.warning("The memory of normal features stays empty: the training set is no dataset of anomalib's.")
+            return
+        symmetries = cast("torch.Tensor", self.symmetries).cpu()
+
+        def turned(indices: torch.Tensor) -> torch.Tensor:
+            return turn(images[indices].float() / 255, symmetries[torch.randint(len(symmetries), (len(indices),))])
+
+        # Twice as many where images may be turned, since then there is more that is normal.
+        indices = torch.arange(len(images)).repeat(min(len(symmetries), 2))
+        batches = indices.split(MEMORY_BATCH_SIZE)
+        references = evenly(len(images), MAX_SCALE_IMAGES).split(MEMORY_BATCH_SIZE)
+        varied = (vary(part, part, part[:, :1])[0] for part in map(turned, references))
+        with torch.no_grad():
+            memory.fill(
+                (self._features(turned(part)) for part in progress(batches, "Memory of normal features")),
+                (self._features(part) for part in varied),
+                len(indices),
+            )
 
     def on_train_end(self) -> None:
         """Note the time that the detector took."""

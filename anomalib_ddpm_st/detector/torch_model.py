@@ -19,8 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from .memory import NormalMemory
+
 MAX_DECODER_WIDTH = 256
 BOTTLENECK_WIDTH = 512
+DEFAULT_MEMORY_SIZE = 2048
+DEFAULT_MEMORY_WEIGHT = 1 / 3
 
 StudentKind = Literal["reverse", "encoder", "symmetric"]
 HeadInput = Literal["product", "distance", "both"]
@@ -444,15 +448,19 @@ class DdpmStModel(nn.Module):
         backbone (str): Name of the timm CNN of the teacher and of the student's encoder. Defaults to ``"resnet18"``.
         layers (Sequence[str]): Layers to compare, from fine to coarse. Defaults to ``("layer1", "layer2", "layer3")``.
         top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
-        distance_weight (float): Share of the cosine distance in the anomaly map; the rest is the segmentation.
-            Defaults to ``0.5``.
+        distance_weight (float): Share of the cosine distance to the student in what of the anomaly map the memory
+            leaves; the rest is the segmentation. Defaults to ``0.5``.
+        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``2048``.
+        memory_weight (float): Share of the distance to the memory in the anomaly map; with 0 there is no memory.
+            With the default, a third, the three have equal shares.
         student (StudentKind): ``"reverse"``, ``"encoder"`` or ``"symmetric"``, see the three classes.
             Defaults to ``"reverse"``.
         head_input (HeadInput): What the segmentation head sees of each level: the element-wise ``"product"`` of
             directions (Zhang et al., 2023), their cosine ``"distance"``, or ``"both"``. Defaults to ``"product"``.
 
     Raises:
-        ValueError: If the kind of student or of head input is unknown.
+        ValueError: If the kind of student or of head input is unknown, or a share or the size of the memory is out of
+            its range.
 
     Example:
         >>> import torch
@@ -468,16 +476,26 @@ class DdpmStModel(nn.Module):
         layers: Sequence[str] = ("layer1", "layer2", "layer3"),
         top_k: int = 100,
         distance_weight: float = 0.5,
+        memory_size: int = DEFAULT_MEMORY_SIZE,
+        memory_weight: float = DEFAULT_MEMORY_WEIGHT,
         student: StudentKind = "reverse",
         head_input: HeadInput = "product",
     ) -> None:
         super().__init__()
+        for name, share in (("distance_weight", distance_weight), ("memory_weight", memory_weight)):
+            if not 0 <= share <= 1:
+                msg = f"{name} must lie in [0, 1], but is {share}."
+                raise ValueError(msg)
+        if memory_size < 1:
+            msg = f"memory_size must be at least 1, but is {memory_size}; memory_weight=0 turns the memory off."
+            raise ValueError(msg)
         for name, value, known in (("student", student, StudentKind), ("head_input", head_input, HeadInput)):
             if value not in get_args(known):
                 msg = f"Unknown {name} '{value}': choose one of {', '.join(get_args(known))}."
                 raise ValueError(msg)
         self.top_k = top_k
         self.distance_weight = distance_weight
+        self.memory_weight = memory_weight
         self.head_input = head_input
         self.teacher = Teacher(backbone, layers)
         dims = self.teacher.out_dims
@@ -490,6 +508,7 @@ class DdpmStModel(nn.Module):
             self.student = SymmetricStudent(backbone, layers)
         extra = {"product": dims, "distance": [1] * len(dims), "both": [dim + 1 for dim in dims]}
         self.head = SegmentationHead(extra[head_input])
+        self.memory = NormalMemory(dims, memory_size) if memory_weight > 0 else None
 
     def load_teacher_weights(self, path: str | Path | None = None) -> None:
         """Load pre-trained weights into the teacher and start the student's encoder from them.
@@ -574,6 +593,9 @@ class DdpmStModel(nn.Module):
                 teacher = self.teacher(self.teacher.normalize(clean_images))
             return teacher, student, logits
         anomaly_map = torch.lerp(logits.sigmoid(), distance_map(products, size), self.distance_weight)
+        if self.memory is not None:
+            remembered = functional.interpolate(self.memory(teacher), size=size, mode="bilinear", align_corners=False)
+            anomaly_map = torch.lerp(anomaly_map, remembered, self.memory_weight)
         scores = anomaly_map.flatten(1).topk(min(self.top_k, size[0] * size[1]), dim=1).values.mean(dim=1)
         return InferenceBatch(pred_score=scores, anomaly_map=anomaly_map)
 

@@ -15,7 +15,7 @@ from typing import Any
 import ablation
 import pytest
 from ablation import (
-    LONG,
+    SETTINGS,
     SHORT,
     SHORT_SIZE,
     VARIANTS,
@@ -108,11 +108,12 @@ def test_variants_differ_from_the_default() -> None:
     assert len(set(others)) == len(others)
 
 
-def test_short_budget_is_shorter() -> None:
-    """It names settings of the model, each smaller than the default."""
+def test_other_budgets_are_shorter() -> None:
+    """They name settings of the model, each smaller than the default."""
     defaults = {name: value.default for name, value in inspect.signature(DdpmSt.__init__).parameters.items()}
-    assert all(value < defaults[name] for settings in (SHORT, LONG) for name, value in settings.items())
-    assert {name for name in LONG if LONG[name] != SHORT[name]} == {"training_steps"}
+    assert all(value < defaults[name] for settings in SETTINGS.values() for name, value in settings.items())
+    assert {name for name, value in SETTINGS["long"].items() if SHORT[name] != value} == {"training_steps"}
+    assert not SETTINGS["full"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

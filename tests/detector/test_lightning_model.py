@@ -497,7 +497,7 @@ def test_augmentation_that_is_said(
 ) -> None:
     """Nobody looks at the images; flips are what does not transpose."""
     monkeypatch.setattr(lightning_model, "load_normal_images", lambda *_: pytest.fail("images were read"))
-    model = make_model(augmentation=augmentation)
+    model = make_model(augmentation=augmentation, memory_weight=0.0)
     attach(model, train_dataloader=SimpleNamespace(dataset=SimpleNamespace(samples="anything")))
     model.on_train_start()
     assert model.symmetries.dtype == torch.bool
@@ -509,7 +509,9 @@ def test_auto_augmentation_of_other_datasets(model: DdpmSt) -> None:
     """A dataset without paths is left as it is."""
     assert model.augmentation == "auto"
     dataset = torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))
-    assert model._symmetries(dataset).tolist() == [[False, False, False]]
+    images = model._reference_images(dataset)
+    assert images is None
+    assert model._symmetries(images).tolist() == [[False, False, False]]
 
 
 @pytest.mark.parametrize("poses", [1, 8])
@@ -526,8 +528,80 @@ def test_auto_augmentation(poses: int, tmp_path: Path) -> None:
         path = tmp_path / f"{index}.png"
         Image.fromarray(pixels.permute(1, 2, 0).round().byte().numpy()).save(path)
         rows.append({"image_path": str(path), "label_index": 0})
-    symmetries = model._symmetries(SimpleNamespace(samples=pd.DataFrame(rows)))
+    images = model._reference_images(SimpleNamespace(samples=pd.DataFrame(rows)))
+    symmetries = model._symmetries(images)
     assert {tuple(row) for row in symmetries.int().tolist()} == set(SYMMETRIES[:poses])
+
+
+def write_parts(folder: Path, count: int, part: torch.Tensor) -> SimpleNamespace:
+    """Dataset of noisy images of a part of shape ``(3, H, W)``."""
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"{index}.png") for index in range(count)]
+    for path in paths:
+        pixels = (part + 0.02 * torch.randn_like(part)).clamp(0, 1) * 255
+        Image.fromarray(pixels.permute(1, 2, 0).round().byte().numpy()).save(path)
+    return SimpleNamespace(samples=pd.DataFrame({"image_path": paths, "label_index": 0}))
+
+
+def test_memory_is_filled_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the normal images of the training set; a resumed training keeps its own, a new one forgets the old."""
+    part = torch.full((3, 64, 64), 0.2)
+    part[:, 8:56, 8:20] = 0.9
+    model = make_model(pre_processor=DdpmSt.configure_pre_processor((64, 64)), memory_size=40)
+    memory = model.model.memory
+    attach(
+        model,
+        train_dataloader=SimpleNamespace(dataset=torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))),
+        ckpt_path=None,
+    )
+    model.on_train_start()
+    assert not memory.is_filled
+    assert "memory of normal features stays empty" in caplog.text
+    model.trainer.train_dataloader = SimpleNamespace(dataset=write_parts(tmp_path / "a", 5, part))
+    model.on_train_start()
+    assert memory.is_filled
+    assert model.stage_seconds["memory"] > 0
+    with torch.no_grad():
+        known, unknown = (memory.distances(model._features(images[None])) for images in (part, part.flip(-1)))
+    assert 2 * known.max() < unknown.max()
+    first = {name: value.clone() for name, value in memory.state_dict().items()}
+    model.trainer.train_dataloader = SimpleNamespace(dataset=write_parts(tmp_path / "b", 5, part.flip(-1)))
+    model.trainer.ckpt_path = "last.ckpt"
+    model.on_train_start()
+    assert all(torch.equal(value, first[name]) for name, value in memory.state_dict().items())
+    model.trainer.ckpt_path = None
+    model.on_train_start()
+    with torch.no_grad():
+        known, unknown = (memory.distances(model._features(images[None])) for images in (part.flip(-1), part))
+    assert 2 * known.max() < unknown.max()
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flips_and_turns"])
+def test_memory_turns_images_as_training_does(
+    augmentation: Augmentation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every image once, or twice where it may be turned; what the scale comes from is varied besides."""
+    part = torch.rand(3, 64, 64)
+    model = make_model(
+        pre_processor=DdpmSt.configure_pre_processor((64, 64)),
+        augmentation=augmentation,
+        memory_size=10,
+    )
+    seen: list[torch.Tensor] = []
+    features = model._features
+    monkeypatch.setattr(model, "_features", lambda images: [seen.append(images), *features(images)][1:])
+    attach(model, train_dataloader=SimpleNamespace(dataset=write_parts(tmp_path, 20, part)), ckpt_path=None)
+    model.on_train_start()
+    images = torch.cat(seen)
+    normal, varied = images[:-20], images[-20:]
+    assert len(normal) == (20 if augmentation == "none" else 40)
+    poses = torch.stack([turn(part[None], torch.tensor([element], dtype=torch.bool))[0] for element in SYMMETRIES])
+    distances = (normal[:, None] - poses).abs().mean(dim=(2, 3, 4))
+    assert distances.amin(dim=1).max() < 0.05
+    assert len(distances.argmin(dim=1).unique()) > 1 or augmentation == "none"
+    assert (varied[:, None] - poses).abs().mean(dim=(2, 3, 4)).amin(dim=1).mean() > 0.05
 
 
 def test_what_auto_augmentation_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,10 +620,11 @@ def test_what_auto_augmentation_looks_at(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(lightning_model, "load_normal_images", load)
     monkeypatch.setattr(lightning_model, "allowed_symmetries", allowed)
     samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
-    assert model._symmetries(SimpleNamespace(samples=samples)).tolist() == [[True, False, True]]
+    images = model._reference_images(SimpleNamespace(samples=samples))
+    assert model._symmetries(images).tolist() == [[True, False, True]]
     assert calls["load"] == (["a", "c"], (256, 256))
     many = pd.DataFrame({"image_path": [f"{index:03d}" for index in range(300)], "label_index": 0})
-    model._symmetries(SimpleNamespace(samples=many))
+    model._reference_images(SimpleNamespace(samples=many))
     paths = calls["load"][0]
     assert len(set(paths)) == MAX_REFERENCES
     assert (paths[0], paths[-1]) == ("000", "299")

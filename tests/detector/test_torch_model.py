@@ -128,7 +128,8 @@ def test_images_of_a_batch_do_not_mix(any_model: DdpmStModel) -> None:
 @pytest.mark.parametrize("head_input", ["product", "distance", "both"])
 def test_evaluation_by_formula(head_input: HeadInput) -> None:
     """The map mixes segmentation and distance by the weight; the score is the mean of the largest pixels."""
-    model = DdpmStModel("resnet18", LAYERS, top_k=40, head_input=head_input).eval()
+    model = DdpmStModel("resnet18", LAYERS, top_k=40, head_input=head_input, memory_weight=0.0).eval()
+    assert model.memory is None
     images = torch.rand(2, 3, 48, 64)
     with torch.no_grad():
         model.distance_weight = 0.0
@@ -149,6 +150,37 @@ def test_evaluation_by_formula(head_input: HeadInput) -> None:
     torch.testing.assert_close(output.anomaly_map, 0.7 * segmentation + 0.3 * distance)
     largest = output.anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, :40]
     torch.testing.assert_close(output.pred_score, largest.mean(dim=1))
+
+
+def test_memory_has_its_share_of_the_map(model: DdpmStModel) -> None:
+    """By default segmentation, distance to the student and distance to the memory count alike."""
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.teacher(model.teacher.normalize(images))
+        model.memory.fill([[level + torch.randn_like(level) for level in features]], [features], 2)
+        shares = []
+        for distance_weight, memory_weight in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 1 / 3)):
+            model.distance_weight, model.memory_weight = distance_weight, memory_weight
+            shares.append(model(images).anomaly_map)
+        memory = functional.interpolate(model.memory(features), size=(64, 64), mode="bilinear")
+    model.distance_weight, model.memory_weight = 0.5, 1 / 3
+    assert shares[2].max() > 0.3
+    torch.testing.assert_close(shares[2], memory)
+    torch.testing.assert_close(shares[3], torch.stack(shares[:3]).mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"memory_weight": 1.5}, "memory_weight must lie in"),
+        ({"distance_weight": -0.1}, "distance_weight must lie in"),
+        ({"memory_size": 0}, "memory_weight=0 turns the memory off"),
+    ],
+)
+def test_shares_and_sizes_out_of_range(arguments: dict[str, Any], match: str) -> None:
+    """The sentence names the argument."""
+    with pytest.raises(ValueError, match=match):
+        DdpmStModel("resnet18", LAYERS, **arguments)
 
 
 def test_score_with_more_pixels_asked_for_than_there_are() -> None:

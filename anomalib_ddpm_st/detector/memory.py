@@ -1,0 +1,134 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Memory of normal features: what the student cannot restore by heart, and no defect can talk it into."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from anomalib.models.components import KCenterGreedy
+from torch import nn
+from torch.nn import functional
+
+MAX_CANDIDATES = 20_000
+NORMAL_QUANTILE = 0.995
+SCALED_NORMAL = 0.5
+MIN_DISTANCE = 1e-3
+
+
+class NormalMemory(nn.Module):
+    """Distance of the teacher's features to the nearest of a set of normal ones, as PatchCore (Roth et al., 2022).
+
+    A student that restores features can restore a defect too, most of all one unlike those it was trained with. The
+    memory has nothing else to give than normal features. Each level of the teacher has its own: the directions of
+    features, averaged over 3 x 3 places, of a greedy coreset of normal images. As long as it is not filled, all
+    distances are zero.
+
+    Args:
+        dims (Sequence[int]): Number of channels of each level, from fine to coarse.
+        size (int): Number of features of each level.
+    """
+
+    def __init__(self, dims: Sequence[int], size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.scale: torch.Tensor
+        self.register_buffer("scale", torch.tensor(0.0))
+        for level, dim in enumerate(dims):
+            self.register_buffer(f"level{level}", torch.zeros(size, dim))
+
+    @property
+    def levels(self) -> list[torch.Tensor]:
+        """Normal features of each level, of shape ``(size, C_l)``."""
+        return [values for name, values in self.named_buffers() if name.startswith("level")]
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.scale > 0)
+
+    def describe(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Directions of features, averaged over 3 x 3 places; the finest level at half of its resolution.
+
+        Args:
+            features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
+
+        Returns:
+            list[torch.Tensor]: Unit vectors of shape ``(B, h, w, C_l)`` for each level.
+        """
+        return [
+            functional.normalize(
+                functional.avg_pool2d(level, 3, 1 if index else 2, padding=1, count_include_pad=False),
+                dim=1,
+            ).permute(0, 2, 3, 1)
+            for index, level in enumerate(features)
+        ]
+
+    def distances(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Mean over levels of the cosine distance to the nearest normal feature.
+
+        Args:
+            features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
+
+        Returns:
+            torch.Tensor: Distances of shape ``(B, 1, h, w)``, in the resolution of the finest description.
+        """
+        described = self.describe(features)
+        size = described[0].shape[1:3]
+        maps = [
+            functional.interpolate(
+                1 - torch.matmul(vectors, normal.to(vectors.dtype).T).amax(dim=-1)[:, None],
+                size=size,
+                mode="bilinear",
+                align_corners=False,
+            )
+            for vectors, normal in zip(described, self.levels, strict=True)
+        ]
+        return torch.stack(maps).mean(dim=0)
+
+    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Distances on a scale that the memory was given when it was filled.
+
+        Args:
+            features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
+
+        Returns:
+            torch.Tensor: Map of shape ``(B, 1, h, w)`` with values in [0, 1]; 0.5 is what 0.5 % of the pixels of normal
+            images exceed.
+        """
+        return (self.distances(features) * self.scale).clamp(0, 1)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        normal: Iterable[Sequence[torch.Tensor]],
+        varied: Iterable[Sequence[torch.Tensor]],
+        num_images: int,
+    ) -> None:
+        """Choose the features to keep and the scale of distances.
+
+        Args:
+            normal (Iterable[Sequence[torch.Tensor]]): Teacher's features of batches of normal images. Where there are
+                fewer features than the memory holds, it holds some of them repeatedly.
+            varied (Iterable[Sequence[torch.Tensor]]): The same of normal images that differ from those a little, as
+                new ones would; the scale comes from their distances.
+            num_images (int): Number of images in ``normal``, at least one.
+        """
+        per_image = math.ceil(MAX_CANDIDATES / num_images)
+        candidates: list[list[torch.Tensor]] = [[] for _ in self.levels]
+        for features in normal:
+            for kept, batch in zip(candidates, self.describe(features), strict=True):
+                vectors = batch.reshape(-1, batch.shape[-1]).float()
+                chosen = torch.randperm(len(vectors), device=vectors.device)[: per_image * len(batch)]
+                kept.append(vectors[chosen])
+        for values, kept in zip(self.levels, candidates, strict=True):
+            vectors = torch.cat(kept)
+            if len(vectors) > self.size:
+                # With three dimensions it compares features as they are, without random projection.
+                sampler = KCenterGreedy(vectors[:, None], (self.size + 0.5) / len(vectors))
+                vectors = sampler.sample_coreset()[:, 0]
+            values.copy_(vectors[torch.arange(self.size, device=vectors.device) % len(vectors)])
+        known = torch.cat([self.distances(features).flatten() for features in varied])
+        typical = known.float().quantile(NORMAL_QUANTILE).clamp_min(MIN_DISTANCE)
+        self.scale.copy_(SCALED_NORMAL / typical)

@@ -1,0 +1,140 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the memory of normal features."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from anomalib_ddpm_st.detector import memory as memory_module
+from anomalib_ddpm_st.detector.memory import MIN_DISTANCE, NormalMemory
+
+DIMS = (4, 6)
+
+
+def features(count: int, size: int = 8) -> list[torch.Tensor]:
+    """Random features of two levels."""
+    return [torch.randn(count, DIMS[0], size, size), torch.randn(count, DIMS[1], size // 2, size // 2)]
+
+
+def filled(size: int = 16, count: int = 3) -> tuple[NormalMemory, list[torch.Tensor]]:
+    """Memory of random features, and these."""
+    memory, normal = NormalMemory(DIMS, size), features(count)
+    memory.fill([normal], [features(2)], count)
+    return memory, normal
+
+
+def test_empty_memory_tells_nothing() -> None:
+    """Before it is filled, all distances are zero."""
+    memory = NormalMemory(DIMS, 5)
+    assert not memory.is_filled
+    assert memory(features(2)).tolist() == torch.zeros(2, 1, 4, 4).tolist()
+
+
+@pytest.mark.parametrize("size", [8, 7, 3])
+def test_description_by_formula(size: int) -> None:
+    """Mean of the places around that exist, as a direction; every second place of the finest level."""
+    levels = [torch.randn(2, DIMS[0], size, size), torch.randn(2, DIMS[1], size, size)]
+    for level, described, stride in zip(levels, NormalMemory(DIMS, 2).describe(levels), (2, 1), strict=True):
+        places = range(0, size, stride)
+        assert described.shape == (2, len(places), len(places), level.shape[1])
+        for row, top in enumerate(places):
+            for column, left in enumerate(places):
+                around = level[:, :, max(top - 1, 0) : top + 2, max(left - 1, 0) : left + 2].mean(dim=(2, 3))
+                torch.testing.assert_close(described[:, row, column], functional.normalize(around, dim=1))
+
+
+def test_distances_by_formula() -> None:
+    """Mean over levels of one minus the largest cosine similarity."""
+    memory, _ = filled()
+    query = features(2, 4)
+    result = memory.distances(query)
+    fine, coarse = (
+        torch.stack([1 - (vectors @ normal.T).max(dim=-1).values for vectors in described])
+        for described, normal in zip(memory.describe(query), memory.levels, strict=True)
+    )
+    assert result.shape == (2, 1, 2, 2)
+    torch.testing.assert_close(result[:, 0], (fine + coarse) / 2)
+
+
+def test_what_is_normal_is_near() -> None:
+    """Features that the memory was filled with are at no distance, others are, opposite ones twice as far as any."""
+    memory, normal = filled(size=1000)
+    assert memory.distances(normal).abs().max() < 1e-5
+    assert memory.distances(features(2)).min() > 1e-3
+    alike = torch.ones(1, 4, 8, 8), torch.ones(1, 6, 4, 4)
+    memory.fill([alike], [alike], 1)
+    torch.testing.assert_close(memory.distances([-level for level in alike]), torch.full((1, 1, 4, 4), 2.0))
+
+
+def test_scale_makes_the_quantile_of_varied_images_one_half() -> None:
+    """Of the pixels of images like normal ones, 0.5 % are above one half; values stay in [0, 1]."""
+    memory = NormalMemory(DIMS, 8)
+    varied = [features(40), features(40)]
+    memory.fill([features(4)], varied, 4)
+    assert memory.is_filled
+    mapped = torch.cat([memory(part) for part in varied])
+    torch.testing.assert_close(mapped.quantile(0.995), torch.tensor(0.5))
+    memory.scale *= 100
+    assert memory(varied[0]).max() == 1
+
+
+def test_images_without_any_variation_give_a_finite_scale() -> None:
+    """A flat surface, all of it the same: no division by zero."""
+    flat = [torch.ones(2, 4, 8, 8), torch.ones(2, 6, 4, 4)]
+    memory = NormalMemory(DIMS, 8)
+    memory.fill([flat], [flat], 2)
+    torch.testing.assert_close(memory.scale, torch.tensor(0.5 / MIN_DISTANCE))
+    assert memory(flat).max() < 1e-2
+
+
+def test_fewer_features_than_places() -> None:
+    """One tiny image: its features are held repeatedly."""
+    memory, normal = NormalMemory(DIMS, 100), features(1, 4)
+    memory.fill([normal], [normal], 1)
+    for values, described in zip(memory.levels, memory.describe(normal), strict=True):
+        own = described.reshape(-1, described.shape[-1])
+        assert (torch.cdist(values, own).amin(dim=1) < 1e-3).all()
+        assert (torch.cdist(own, values).amin(dim=1) < 1e-3).all()
+
+
+def test_coreset_keeps_what_is_rare() -> None:
+    """One place that looks unlike all others is normal too."""
+    level = torch.tensor([1.0, 0, 0, 0]).reshape(1, 4, 1, 1) + 0.01 * torch.rand(5, 4, 12, 12)
+    level[0, :, :3, :3] = torch.tensor([0, 0, 0, 1.0])[:, None, None]
+    memory = NormalMemory(DIMS[:1], 4)
+    memory.fill([[level]], [[level]], 5)
+    assert (memory.levels[0] @ torch.tensor([0, 0, 0, 1.0])).max() > 0.99
+
+
+def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many images only so many features are considered, of each batch alike."""
+    monkeypatch.setattr(memory_module, "MAX_CANDIDATES", 40)
+    seen: list[torch.Tensor] = []
+
+    class Sampler:
+        def __init__(self, embedding: torch.Tensor, sampling_ratio: float) -> None:
+            seen.append(embedding[:, 0])
+            self.count = int(len(embedding) * sampling_ratio)
+
+        def sample_coreset(self) -> torch.Tensor:
+            return seen[-1][: self.count, None]
+
+    monkeypatch.setattr(memory_module, "KCenterGreedy", Sampler)
+    batches = [[torch.full((2, 4, 16, 16), float(index))] for index in (-1, 1)]
+    memory = NormalMemory(DIMS[:1], 3)
+    memory.fill(batches, batches, 4)
+    assert seen[0].shape == (40, 4)
+    assert (seen[0][:, 0] > 0).sum() == 20
+    assert memory.levels[0].shape == (3, 4)
+
+
+def test_memory_is_saved_with_the_weights() -> None:
+    """Another memory of the same size takes it over."""
+    memory, normal = filled()
+    other = NormalMemory(DIMS, 16)
+    other.load_state_dict(memory.state_dict())
+    assert other.is_filled
+    assert torch.equal(other(normal), memory(normal))
+    assert not list(memory.parameters())
