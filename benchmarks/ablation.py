@@ -53,14 +53,14 @@ SETTINGS: dict[Budget, dict[str, Any]] = {
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    # Source of the defects; the default is diffusion, paired with normal images.
+    # Source of the defects; the default is a mixture of diffusion, paired with normal images, and self-textures.
     "default": {},
     "synthesis=none": {"synthesis": "none", "segmentation_weight": 0.0, "distance_weight": 1.0},
     "synthesis=noise": {"synthesis": "noise"},
     "synthesis=self_texture": {"synthesis": "self_texture"},
     "synthesis=diffusion_from_noise": {"synthesis": "diffusion", "from_noise": 1.0},
     "synthesis=diffusion_inpaint": {"synthesis": "diffusion", "inpaint": True},
-    "synthesis=mixture": {"synthesis": "mixture"},
+    "synthesis=diffusion": {"synthesis": "diffusion"},
     # Perturbation of the reverse steps.
     "perturbation=scaled": {"perturbation": "scaled", "strength": [1.0, 20.0]},
     "strength=weak": {"strength": [0.2, 0.6]},

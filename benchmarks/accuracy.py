@@ -176,7 +176,7 @@ def run(
         }
         output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         save_pictures(model, datamodule, output.with_suffix(""))
-        if isinstance(model, anomalib_ddpm_st.DdpmSt) and model.synthesis == "diffusion":
+        if isinstance(model, anomalib_ddpm_st.DdpmSt) and model.needs_bank:
             save_synthesis_pictures(model, datamodule, output.with_suffix(""))
     else:
         row = {"model": name, "category": category, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}

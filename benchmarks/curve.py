@@ -9,7 +9,8 @@ Example:
 One training run for each category and seed: its weights are kept after each of ``--shares`` of the one-cycle schedule
 and measured when it is done. All but the last are measured in the middle of the schedule, at a high learning rate, so
 a schedule of that length would do better. The last is the shipped detector. ``seconds`` counts from the start, with
-DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again.
+DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again. ``--accuracy-output`` takes the
+last row, as ``accuracy.py`` would write it after the same training.
 """
 
 import logging
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.6, 0.8, 1.0])
     parser.add_argument("--cache-dir", type=str | None, default=None, help="By default a new one for each curve.")
     parser.add_argument("--weights-dir", type=Path | None, default=None, help="Keep the weights here.")
+    parser.add_argument("--accuracy-output", type=Path | None, default=None, help="Table of accuracy.py to append to.")
     parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of DdpmSt.")
     options = parser.parse_args()
     for seed, category in product(options.seeds, options.categories):
@@ -147,6 +149,9 @@ def main() -> None:
         for row in rows:
             append_row(options.output, row)
             logger.warning("%s", row)
+        if options.accuracy_output is not None and max(options.shares) == 1:
+            last = {name: value for name, value in rows[-1].items() if name != "step"}
+            append_row(options.accuracy_output, {"model": DdpmSt.__name__, **last})
         save_plot(read_rows(options.output), options.output.with_suffix(".png"))
 
 

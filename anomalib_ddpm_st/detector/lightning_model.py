@@ -68,7 +68,7 @@ class DdpmSt(AnomalibModule):
             Defaults to ``True``.
         synthesis (Synthesis): Where defects come from: ``"diffusion"``, textures of the DDPM; ``"self_texture"``, tiles
             of the image itself in another order, which needs no DDPM; ``"mixture"``, half of each; ``"noise"``, plain
-            colours with noise; ``"none"``, no defects. Defaults to ``"diffusion"``.
+            colours with noise; ``"none"``, no defects. Defaults to ``"mixture"``.
         diffusion_path (str | None): Folder of a trained DDPM (``anomalib-ddpm-st diffusion``). ``None`` trains one.
             Defaults to ``None``.
         cache_dir (str | None): Folder for trained DDPMs and texture banks. ``None`` takes the user's cache folder.
@@ -149,7 +149,7 @@ class DdpmSt(AnomalibModule):
         layers: list[str] | None = None,
         teacher_weights: str | None = None,
         pre_trained: bool = True,
-        synthesis: Synthesis = "diffusion",
+        synthesis: Synthesis = "mixture",
         diffusion_path: str | None = None,
         cache_dir: str | None = None,
         diffusion_steps: int = 1000,

@@ -39,12 +39,13 @@ def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.M
         del arguments
         categories.append(category)
         row = {"category": category, "seed": seed, "commit": "abc"}
-        return [{**row, "step": step, "seconds": 60.0 * step, **dict.fromkeys(METRICS, 90.0)} for step in (1, 2)]
+        return [{**row, "step": step, "seconds": 60.0 * step, **dict.fromkeys(METRICS, 90.0 + step)} for step in (1, 2)]
 
     monkeypatch.setattr(curve, "run", run)
-    output = tmp_path / "curve.csv"
+    output, table = tmp_path / "curve.csv", tmp_path / "accuracy.csv"
+    command = ["curve.py", "--output", str(output), "--accuracy-output", str(table), "--categories"]
     for names in (["bottle"], ["bottle", "screw"]):
-        monkeypatch.setattr(sys, "argv", ["curve.py", "--output", str(output), "--categories", *names])
+        monkeypatch.setattr(sys, "argv", [*command, *names])
         curve.main()
     assert categories == ["bottle", "screw"]
     assert [(row["category"], row["step"]) for row in read_rows(output)] == [
@@ -54,6 +55,14 @@ def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.M
         ("screw", "2"),
     ]
     assert output.with_suffix(".png").stat().st_size > 0
+    assert [(row["model"], row["category"], row["seconds"], row["pixel_AUPR"]) for row in read_rows(table)] == [
+        ("DdpmSt", "bottle", "120.0", "92.0"),
+        ("DdpmSt", "screw", "120.0", "92.0"),
+    ]
+    output.unlink()
+    monkeypatch.setattr(sys, "argv", [*command, "screw", "--shares", "0.5"])
+    curve.main()
+    assert len(read_rows(table)) == 2, "half of a schedule is no result"
 
 
 def test_rows_of_nothing(tmp_path: Path) -> None:
