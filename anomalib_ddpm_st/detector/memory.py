@@ -76,15 +76,12 @@ class NormalMemory(nn.Module):
         """
         described = self.describe(features)
         size = described[0].shape[1:3]
-        maps = [
-            functional.interpolate(
-                1 - torch.matmul(vectors, normal.to(vectors.dtype).T).amax(dim=-1)[:, None],
-                size=size,
-                mode="bilinear",
-                align_corners=False,
-            )
-            for vectors, normal in zip(described, self.levels, strict=True)
-        ]
+        maps = []
+        for vectors, normal in zip(described, self.levels, strict=True):
+            # One minus the similarity within one operation, which sums in 32 bit also where it computes in 16.
+            distances = functional.linear(vectors.flatten(0, 2), -normal, normal.new_ones(self.size)).amin(dim=1)
+            distances = distances.reshape(vectors.shape[:3])[:, None]
+            maps.append(functional.interpolate(distances, size=size, mode="bilinear", align_corners=False))
         return torch.stack(maps).mean(dim=0)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:

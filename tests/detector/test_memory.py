@@ -58,6 +58,19 @@ def test_distances_by_formula() -> None:
     torch.testing.assert_close(result[:, 0], (fine + coarse) / 2)
 
 
+def test_half_precision_tells_small_distances_apart() -> None:
+    """In bfloat16 the steps below one are 0.004: distances must not be taken from a rounded similarity."""
+    memory = NormalMemory([128], 2000)
+    normal = torch.rand(1, 128, 32, 32)
+    memory.fill([[normal]], [[normal]], 1)
+    query = [normal + 0.5 * torch.randn_like(normal)]
+    exact = memory.distances(query)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = memory.distances(query)
+    assert 0.02 < exact.mean() < 0.1
+    assert (rounded - exact).abs().mean() < 5e-4
+
+
 def test_what_is_normal_is_near() -> None:
     """Features that the memory was filled with are at no distance, others are, opposite ones twice as far as any."""
     memory, normal = filled(size=1000)
