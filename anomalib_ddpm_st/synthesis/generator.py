@@ -46,6 +46,23 @@ ZOOM_RANGE = (1.7, 3.0)
 
 
 @dataclass(frozen=True)
+class Displacement:
+    """How textures of the bank are moved on objects and zoomed on surfaces; the identity where they stay in place.
+
+    Attributes:
+        shifts (torch.Tensor): Rows and columns that textures are moved by, integers of shape ``(B, 2)``.
+        flips (torch.Tensor): Whether rows and columns are reversed, boolean of shape ``(B, 2)``.
+        scales (torch.Tensor): Factors that textures are enlarged by, of shape ``(B,)``.
+        angles (torch.Tensor): Rotations in degrees, of shape ``(B,)``.
+    """
+
+    shifts: torch.Tensor
+    flips: torch.Tensor
+    scales: torch.Tensor
+    angles: torch.Tensor
+
+
+@dataclass(frozen=True)
 class AnomalyParameters:
     """Random choices of one call, enough to replay it.
 
@@ -62,10 +79,7 @@ class AnomalyParameters:
         gain (torch.Tensor): Contrast of each channel of the texture, of shape ``(B, 3, 1, 1)``.
         offset (torch.Tensor): Brightness of each channel of the texture, of shape ``(B, 3, 1, 1)``.
         texture_indices (torch.Tensor | None): Textures of the bank, of shape ``(B,)``.
-        shifts (torch.Tensor | None): Rows and columns that textures of the bank are moved by, of shape ``(B, 2)``.
-        flips (torch.Tensor | None): Whether rows and columns of these are reversed, boolean of shape ``(B, 2)``.
-        scales (torch.Tensor | None): Factors that textures of the bank are enlarged by, of shape ``(B,)``.
-        angles (torch.Tensor | None): Rotations of these in degrees, of shape ``(B,)``.
+        displacement (Displacement | None): How textures of the bank are moved or zoomed.
         tile_order (torch.Tensor | None): Order of the tiles of a self-texture, of shape ``(B, 64)``.
         noise (torch.Tensor | None): Plain colours with noise, of shape ``(B, 3, H, W)``.
     """
@@ -81,10 +95,7 @@ class AnomalyParameters:
     gain: torch.Tensor
     offset: torch.Tensor
     texture_indices: torch.Tensor | None = None
-    shifts: torch.Tensor | None = None
-    flips: torch.Tensor | None = None
-    scales: torch.Tensor | None = None
-    angles: torch.Tensor | None = None
+    displacement: Displacement | None = None
     tile_order: torch.Tensor | None = None
     noise: torch.Tensor | None = None
 
@@ -145,7 +156,7 @@ def adjust(
     return ((textures - 0.5) * gain + 0.5 + offset).clamp(0, 1)
 
 
-def displace(textures: torch.Tensor, shifts: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+def move(textures: torch.Tensor, shifts: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
     """Move textures by whole pixels, what leaves at one side enters at the other, and reverse their axes.
 
     Args:
@@ -163,6 +174,24 @@ def displace(textures: torch.Tensor, shifts: torch.Tensor, flips: torch.Tensor) 
     batch = torch.arange(len(textures), device=textures.device)[:, None, None]
     # Indexing around the slice puts the channels last.
     return rearrange(textures[batch, :, indices[0][:, :, None], indices[1][:, None, :]], "b h w c -> b c h w")
+
+
+def displace(textures: torch.Tensor, displacement: Displacement, has_object: torch.Tensor) -> torch.Tensor:
+    """Move and flip textures of objects; rotate and zoom those of surfaces, which look normal wherever they are moved.
+
+    Args:
+        textures (torch.Tensor): Textures of shape ``(B, C, H, W)``.
+        displacement (Displacement): Random choices.
+        has_object (torch.Tensor): Whether there is an object in the image, boolean of shape ``(B, 1)``.
+
+    Returns:
+        torch.Tensor: Textures of the same shape.
+    """
+    textures = move(textures, displacement.shifts * has_object, displacement.flips & has_object)
+    zoomed = (displacement.scales != 1) & ~has_object[:, 0]
+    if zoomed.any():
+        textures[zoomed] = warp(textures[zoomed], displacement.angles[zoomed], displacement.scales[zoomed])
+    return textures
 
 
 class DiffusionAnomalyGenerator(v2.Transform):
@@ -311,24 +340,24 @@ class DiffusionAnomalyGenerator(v2.Transform):
         shaped = (sources == 0) & (uniform((count, 1, 1, 1), 0, 1, generator, device) < self.contour)
         contour = torch.where(shaped, uniform((count, 1, 1, 1), *CONTOUR_RANGE, generator, device), 0.0)
         contrast = torch.where(sources == 0, uniform((count, 1, 1, 1), *self.contrast, generator, device), 0.0)
-        drawn: dict[str, torch.Tensor] = {}
+        texture_indices, displacement, tile_order, noise = None, None, None, None
         if self.shares[0] > 0 and self.bank is not None:
             self.bank = self.bank.to(device)
             displaced = uniform((count, 1), 0, 1, generator, device) < self.displacement
             shifts = uniform((count, 2), 0, 1, generator, device) * torch.tensor(size, device=device)
-            drawn["texture_indices"] = self.bank.draw(images, generator)
-            drawn["shifts"] = shifts.long() * displaced
-            drawn["flips"] = (uniform((count, 2), 0, 1, generator, device) < 0.5) & displaced
+            texture_indices = self.bank.draw(images, generator)
+            flips = (uniform((count, 2), 0, 1, generator, device) < 0.5) & displaced
             factors = log_uniform((count,), *ZOOM_RANGE, generator, device)
             shrink = uniform((count,), 0, 1, generator, device) < 0.5
-            drawn["scales"] = torch.where(shrink, 1 / factors, factors).where(displaced[:, 0], 1.0)
-            drawn["angles"] = uniform((count,), 0, 360, generator, device) * displaced[:, 0]
+            scales = torch.where(shrink, 1 / factors, factors).where(displaced[:, 0], 1.0)
+            angles = uniform((count,), 0, 360, generator, device) * displaced[:, 0]
+            displacement = Displacement(shifts.long() * displaced, flips, scales, angles)
         if self.shares[1] > 0:
-            drawn["tile_order"] = uniform((count, TILES**2), 0, 1, generator, device).argsort(dim=1)
+            tile_order = uniform((count, TILES**2), 0, 1, generator, device).argsort(dim=1)
         if self.shares[2] > 0:
             colour = uniform((count, 3, 1, 1), 0, 1, generator, device)
             spread = uniform((count, 3, *size), -NOISE_SPREAD, NOISE_SPREAD, generator, device)
-            drawn["noise"] = (colour + spread).clamp(0, 1)
+            noise = (colour + spread).clamp(0, 1)
         return AnomalyParameters(
             anomalous,
             perlin_masks,
@@ -340,7 +369,10 @@ class DiffusionAnomalyGenerator(v2.Transform):
             sources,
             gain,
             offset,
-            **drawn,
+            texture_indices,
+            displacement,
+            tile_order,
+            noise,
         )
 
     def apply_parameters(
@@ -378,13 +410,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
                 is_paired = self.bank.sources[parameters.texture_indices] >= 0
                 own = self.bank.get_masks(parameters.texture_indices, size)
                 masks = torch.where(from_bank & is_paired[:, None, None, None], own, masks)
-            elif parameters.shifts is not None and parameters.flips is not None:
-                # A surface that is alike everywhere looks normal when it is moved, but not when it is zoomed.
-                sampled = displace(sampled, parameters.shifts * has_object, parameters.flips & has_object)
-                if parameters.scales is not None and parameters.angles is not None:
-                    zoomed = (parameters.scales != 1) & ~has_object[:, 0]
-                    if zoomed.any():
-                        sampled[zoomed] = warp(sampled[zoomed], parameters.angles[zoomed], parameters.scales[zoomed])
+            elif parameters.displacement is not None:
+                sampled = displace(sampled, parameters.displacement, has_object)
             textures = torch.where(from_bank, sampled.to(images.dtype), textures)
         textures = adjust(images, textures, parameters.gain, parameters.offset)
         masks = limit_masks(masks, allowed, parameters.windows)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from anomalib_ddpm_st.images import warp
 from anomalib_ddpm_st.synthesis import AnomalyParameters, DiffusionAnomalyGenerator, TextureBank
 from anomalib_ddpm_st.synthesis.bank import thumbnails
-from anomalib_ddpm_st.synthesis.generator import CONTOUR_RANGE, ZOOM_RANGE, adjust, displace, self_texture
+from anomalib_ddpm_st.synthesis.generator import CONTOUR_RANGE, ZOOM_RANGE, adjust, move, self_texture
 from anomalib_ddpm_st.synthesis.masks import FOREGROUND_SIZE, Windows, close_holes, foreground_mask
 
 
@@ -486,12 +486,12 @@ def test_bad_arguments(arguments: dict[str, Any]) -> None:
         DiffusionAnomalyGenerator(**arguments)
 
 
-def test_displace_against_roll_and_flip() -> None:
+def test_move_against_roll_and_flip() -> None:
     """Each texture is flipped and moved by its own numbers."""
     textures = torch.rand(4, 3, 6, 5)
     shifts = torch.tensor([[0, 0], [2, 0], [1, 3], [5, 4]])
     flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
-    moved = displace(textures, shifts, flips)
+    moved = move(textures, shifts, flips)
     for texture, shift, flip, result in zip(textures, shifts.tolist(), flips.tolist(), moved, strict=True):
         dims = [axis + 1 for axis in range(2) if flip[axis]]
         assert torch.equal(result, texture.flip(dims).roll(shift, dims=(1, 2)))
@@ -501,8 +501,8 @@ def test_displace_against_roll_and_flip() -> None:
 def test_share_of_displaced_textures(bank: TextureBank, displacement: float) -> None:
     transform = DiffusionAnomalyGenerator(bank, 1.0, displacement=displacement)
     parameters = transform.sample_parameters(torch.rand(64, 3, 16, 16))
-    assert parameters.shifts is not None
-    assert bool(parameters.shifts.any()) == bool(displacement)
+    assert parameters.displacement is not None
+    assert bool(parameters.displacement.shifts.any()) == bool(displacement)
 
 
 @pytest.mark.parametrize("foreground", ["auto", "off"])
@@ -517,16 +517,14 @@ def test_objects_are_moved_and_surfaces_zoomed(foreground: Literal["auto", "off"
         masks = [transform(image)[1] for _ in range(20)]
         assert any(mask.any() for mask in masks) == bool(displacement)
     parameters = transform.sample_parameters(image)
-    assert parameters.scales is not None
-    assert parameters.angles is not None
-    assert parameters.shifts is not None
-    assert parameters.flips is not None
+    displaced = parameters.displacement
+    assert displaced is not None
     parameters = replace(parameters, perlin_masks=torch.ones(1, 1, 64, 64, dtype=torch.bool), softness=torch.zeros(1))
     parameters = replace(
         parameters, windows=replace(parameters.windows, used=torch.zeros(1, 1, 1, 1, dtype=torch.bool))
     )
-    moved = displace(image, parameters.shifts, parameters.flips)
-    expected = moved if foreground == "auto" else warp(image, parameters.angles, parameters.scales)
+    moved = move(image, displaced.shifts, displaced.flips)
+    expected = moved if foreground == "auto" else warp(image, displaced.angles, displaced.scales)
     augmented, masks = transform.apply_parameters(image, parameters)
     inside = masks.bool().expand_as(image)
     assert inside.any()
@@ -536,11 +534,12 @@ def test_objects_are_moved_and_surfaces_zoomed(foreground: Literal["auto", "off"
 def test_zooms_are_large(bank: TextureBank) -> None:
     """No texture is enlarged or shrunk by so little that it would look normal."""
     parameters = DiffusionAnomalyGenerator(bank, 1.0, displacement=1.0).sample_parameters(torch.rand(200, 3, 16, 16))
-    assert parameters.scales is not None
-    factors = torch.maximum(parameters.scales, 1 / parameters.scales)
+    assert parameters.displacement is not None
+    scales = parameters.displacement.scales
+    factors = torch.maximum(scales, 1 / scales)
     assert factors.min() >= ZOOM_RANGE[0] - 1e-4
     assert factors.max() <= ZOOM_RANGE[1] + 1e-4
-    assert 0.35 < (parameters.scales > 1).float().mean() < 0.65
+    assert 0.35 < (scales > 1).float().mean() < 0.65
 
 
 @pytest.mark.parametrize("soft", [0.0, 0.4, 1.0])
@@ -767,7 +766,8 @@ def test_inpainted_textures_stay_in_place() -> None:
     shifts = []
     for _ in range(5):
         parameters = transform.sample_parameters(image)
-        shifts.append(parameters.shifts)
+        assert parameters.displacement is not None
+        shifts.append(parameters.displacement.shifts)
         assert torch.equal(transform.apply_parameters(image, parameters)[1], expected)
     assert any(shift.any() for shift in shifts)
 
