@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Reading of normal images for stages 1 and 2."""
+"""Reading and moving of normal images."""
 
 import logging
 from collections.abc import Sequence
@@ -17,6 +17,19 @@ logger = logging.getLogger(__name__)
 
 MIN_IMAGES = 2
 MAX_IMAGES = 1000
+
+
+def evenly(count: int, most: int) -> torch.Tensor:
+    """Choose items evenly.
+
+    Args:
+        count (int): Number of items.
+        most (int): Largest number to choose.
+
+    Returns:
+        torch.Tensor: Indices, at most ``most``.
+    """
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def load_normal_images(
@@ -44,8 +57,8 @@ def load_normal_images(
         )
         raise ValueError(msg)
     if len(paths) > max_images:
-        logger.info("Stages 1 and 2 use %d of the %d normal images.", max_images, len(paths))
-        paths = [paths[index * len(paths) // max_images] for index in range(max_images)]
+        logger.info("Of %d normal images %d are looked at.", len(paths), max_images)
+        paths = [paths[index] for index in evenly(len(paths), max_images)]
     return torch.stack([_load(Path(path), image_size) for path in paths])
 
 

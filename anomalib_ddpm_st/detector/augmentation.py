@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from anomalib_ddpm_st.images import warp
+from anomalib_ddpm_st.images import evenly, warp
 
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
@@ -143,16 +143,3 @@ def allowed_symmetries(
                 distances[index] = (nearest - usual) / max(typical - usual, 1e-6)
     allowed = [element for element, distance in zip(SYMMETRIES, distances, strict=True) if distance <= max_distance]
     return torch.tensor(allowed, dtype=torch.bool), distances
-
-
-def evenly(count: int, most: int) -> torch.Tensor:
-    """Choose items evenly.
-
-    Args:
-        count (int): Number of items.
-        most (int): Largest number to choose.
-
-    Returns:
-        torch.Tensor: Indices, at most ``most``.
-    """
-    return torch.linspace(0, count - 1, min(count, most)).round().long()

@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
-from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.images import evenly, load_normal_images
 from anomalib_ddpm_st.progress import progress
 from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
 from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
 
-from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, evenly, turn, vary
+from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
 from .loss import DdpmStLoss
 from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
@@ -385,9 +385,7 @@ class DdpmSt(AnomalibModule):
         samples = getattr(dataset, "samples", None)
         if samples is None or (self.augmentation != "auto" and self.model.memory is None):
             return None
-        paths = _normal_paths(samples)
-        paths = [paths[index] for index in evenly(len(paths), MAX_REFERENCES)]
-        return load_normal_images(paths, self.input_size or (256, 256))
+        return load_normal_images(_normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
 
     def _symmetries(self, images: torch.Tensor | None) -> torch.Tensor:
         """Flips and quarter turns to train with, boolean of shape ``(A, 3)``."""
