@@ -34,7 +34,13 @@ from anomalib_ddpm_st.visualization import save_contact_sheet, save_score_histog
 logger = logging.getLogger(__name__)
 
 
-def evaluate(model: AnomalibModule, datamodule: MVTecAD, precision: str, work_dir: Path) -> dict[str, float]:
+def evaluate(
+    model: AnomalibModule,
+    datamodule: MVTecAD,
+    precision: str,
+    work_dir: Path,
+    max_epochs: int | None = None,
+) -> dict[str, float]:
     """Train a model and measure it on the test set once, after the last step.
 
     Args:
@@ -42,11 +48,20 @@ def evaluate(model: AnomalibModule, datamodule: MVTecAD, precision: str, work_di
         datamodule (MVTecAD): Data without a validation set.
         precision (str): Precision of the Trainer.
         work_dir (Path): Folder for checkpoints.
+        max_epochs (int | None): Epochs of a model that does not say itself when it is done. Defaults to ``None``.
 
     Returns:
         dict[str, float]: Metrics in percent.
     """
-    engine = Engine(default_root_dir=work_dir, precision=precision, devices=1, logger=False, limit_val_batches=0)
+    bounds = {} if max_epochs is None else {"max_epochs": max_epochs}
+    engine = Engine(
+        default_root_dir=work_dir,
+        precision=precision,
+        devices=1,
+        logger=False,
+        limit_val_batches=0,
+        **bounds,
+    )
     engine.fit(model, datamodule=datamodule)
     return measure(model, datamodule, default_root_dir=work_dir)
 
@@ -117,6 +132,12 @@ def main() -> None:
         help="Cache of DDPMs and banks. By default a new one for each run, so that its time is counted.",
     )
     parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of the models.")
+    parser.add_argument(
+        "--max-epochs",
+        type=int | None,
+        default=None,
+        help="For models that do not know when they are done: STFPM would take 1000; anomalib's config of it says 100.",
+    )
     options = parser.parse_args()
     for name, category, seed in itertools.product(options.models, options.categories, options.seeds):
         with tempfile.TemporaryDirectory() as work_dir:
@@ -137,6 +158,7 @@ def main() -> None:
                 options.precision,
                 Path(work_dir),
                 options.output,
+                options.max_epochs,
             )
 
 
@@ -150,13 +172,14 @@ def run(
     precision: str,
     work_dir: Path,
     output: Path,
+    max_epochs: int | None = None,
 ) -> None:
     """Train and test one model on one category with one seed."""
     seed_everything(seed)
     start = time.perf_counter()
     model = get_model(name, evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
     datamodule = make_mvtec(data_root, category, batch_size, batch_size)
-    metrics = evaluate(model, datamodule, precision, work_dir)
+    metrics = evaluate(model, datamodule, precision, work_dir, max_epochs)
     seconds = time.perf_counter() - start
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".json":
