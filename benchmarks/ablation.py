@@ -32,8 +32,16 @@ from typing import Any, Literal
 
 from anomalib.data import Folder, MVTecAD
 from anomalib.data.utils import ValSplitMode
-from anomalib.engine import Engine
-from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
+from common import (
+    append_row,
+    commit,
+    make_mvtec,
+    make_parser,
+    make_training_engine,
+    measure,
+    raw_evaluator,
+    read_rows,
+)
 from lightning.pytorch import seed_everything
 from validation import split, write_validation_set
 
@@ -184,7 +192,7 @@ def run_cell(
             "enable_model_summary": False,
             "enable_progress_bar": False,
         }
-        engine = Engine(**quiet, precision=precision, devices=1, logger=False, limit_val_batches=0)
+        engine = make_training_engine(precision, **quiet)
         engine.fit(model, datamodule=datamodule)
         sets: dict[str, MVTecAD | Folder] = {"test": datamodule}
         if held_out:

@@ -20,9 +20,19 @@ from typing import Any
 
 import torch
 from anomalib.data import MVTecAD
-from anomalib.engine import Engine
 from anomalib.models import AnomalibModule, get_model
-from common import append_row, command, commit, machine, make_mvtec, make_parser, measure, peak_rss_gib, raw_evaluator
+from common import (
+    append_row,
+    command,
+    commit,
+    machine,
+    make_mvtec,
+    make_parser,
+    make_training_engine,
+    measure,
+    peak_rss_gib,
+    raw_evaluator,
+)
 from lightning.pytorch import seed_everything
 from torchvision.utils import save_image
 
@@ -54,14 +64,7 @@ def evaluate(
         dict[str, float]: Metrics in percent.
     """
     bounds = {} if max_epochs is None else {"max_epochs": max_epochs}
-    engine = Engine(
-        default_root_dir=work_dir,
-        precision=precision,
-        devices=1,
-        logger=False,
-        limit_val_batches=0,
-        **bounds,
-    )
+    engine = make_training_engine(precision, default_root_dir=work_dir, **bounds)
     engine.fit(model, datamodule=datamodule)
     return measure(model, datamodule, default_root_dir=work_dir)
 

@@ -102,6 +102,19 @@ def make_mvtec(
     )
 
 
+def make_training_engine(precision: str, **trainer_arguments: Any) -> Engine:  # noqa: ANN401
+    """Engine that trains to the end of the schedule and validates nothing.
+
+    Args:
+        precision (str): Precision of the Trainer.
+        **trainer_arguments: Further arguments of the Trainer.
+
+    Returns:
+        Engine: Engine on one device.
+    """
+    return Engine(precision=precision, devices=1, logger=False, limit_val_batches=0, **trainer_arguments)
+
+
 def measure(
     model: AnomalibModule,
     datamodule: AnomalibDataModule,

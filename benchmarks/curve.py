@@ -23,8 +23,17 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from anomalib.engine import Engine
-from common import METRICS, append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
+from common import (
+    METRICS,
+    append_row,
+    commit,
+    make_mvtec,
+    make_parser,
+    make_training_engine,
+    measure,
+    raw_evaluator,
+    read_rows,
+)
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from anomalib_ddpm_st import DdpmSt
@@ -86,14 +95,7 @@ def run(
     model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
     datamodule = make_mvtec(data_root, category)
     snapshots = Snapshots([round(share * model.training_steps) for share in shares], folder)
-    engine = Engine(
-        default_root_dir=folder,
-        precision=precision,
-        devices=1,
-        logger=False,
-        limit_val_batches=0,
-        callbacks=[snapshots],
-    )
+    engine = make_training_engine(precision, default_root_dir=folder, callbacks=[snapshots])
     engine.fit(model, datamodule=datamodule)
     rows = []
     for step, seconds in snapshots.seconds.items():
