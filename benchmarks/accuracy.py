@@ -25,6 +25,7 @@ from common import (
     append_row,
     command,
     commit,
+    ddpm_st_arguments,
     machine,
     make_mvtec,
     make_parser,
@@ -146,11 +147,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work_dir:
             arguments = dict(options.model_arguments)
             if name == anomalib_ddpm_st.DdpmSt.__name__:
-                defaults = {
-                    "teacher_weights": options.teacher_weights,
-                    "cache_dir": options.cache_dir or str(Path(work_dir) / "cache"),
-                }
-                arguments = {**defaults, **arguments}
+                arguments = ddpm_st_arguments(options.teacher_weights, options.cache_dir, work_dir, arguments)
             run(
                 name,
                 category,

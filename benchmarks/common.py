@@ -163,6 +163,27 @@ def make_parser(description: str | None, categories: Sequence[str], output: str)
     return parser
 
 
+def ddpm_st_arguments(
+    teacher_weights: str | None,
+    cache_dir: str | None,
+    work_dir: str | Path,
+    model_arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Init arguments of DdpmSt by the options of a benchmark.
+
+    Args:
+        teacher_weights (str | None): Local weights, or ``None`` to ask the hub.
+        cache_dir (str | None): Cache of DDPMs and banks. ``None`` takes a new one in ``work_dir``.
+        work_dir (str | Path): Folder of this run.
+        model_arguments (Mapping[str, Any]): Further arguments, which win.
+
+    Returns:
+        dict[str, Any]: Arguments.
+    """
+    defaults = {"teacher_weights": teacher_weights, "cache_dir": cache_dir or str(Path(work_dir) / "cache")}
+    return {**defaults, **model_arguments}
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a CSV file, with a header where the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)

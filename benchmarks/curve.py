@@ -27,6 +27,7 @@ from common import (
     METRICS,
     append_row,
     commit,
+    ddpm_st_arguments,
     make_mvtec,
     make_parser,
     make_training_engine,
@@ -142,11 +143,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) if options.weights_dir is None else options.weights_dir / f"{category}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            arguments = {
-                "teacher_weights": options.teacher_weights,
-                "cache_dir": options.cache_dir or str(Path(temporary) / "cache"),
-                **options.model_arguments,
-            }
+            arguments = ddpm_st_arguments(
+                options.teacher_weights,
+                options.cache_dir,
+                temporary,
+                options.model_arguments,
+            )
             rows = run(category, seed, options.shares, arguments, options.data_root, options.precision, folder)
         for row in rows:
             append_row(options.output, row)
