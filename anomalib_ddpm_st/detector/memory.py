@@ -17,6 +17,33 @@ SCALED_NORMAL = 0.5
 MIN_DISTANCE = 1e-3
 
 
+class DirectionCoreset(KCenterGreedy):
+    """Greedy coreset of unit vectors, in memory that does not grow.
+
+    For each vector that it keeps, anomalib's own subtracts it from all the others. The C library may reuse none of what
+    that takes, since small tensors that stay lie between, and 20,000 vectors then need some 20 GB. Cosine distances
+    give the same order, and a product with all vectors fits into one buffer.
+    """
+
+    _ones: torch.Tensor
+    _distances: torch.Tensor
+
+    def update_distances(self, cluster_center: int | torch.Tensor | None) -> None:
+        """Update minimum distances given a single cluster centre.
+
+        Args:
+            cluster_center (int | torch.Tensor | None): Index of the centre.
+        """
+        if cluster_center is None:
+            return
+        if self.min_distances is None:
+            self.min_distances = self.features.new_full((self.n_observations, 1), torch.inf)
+            self._ones = self.features.new_ones(self.n_observations)
+            self._distances = torch.empty_like(self._ones)
+        torch.addmv(self._ones, self.features, self.features[cluster_center], alpha=-1, out=self._distances)
+        torch.minimum(self.min_distances, self._distances[:, None], out=self.min_distances)
+
+
 class NormalMemory(nn.Module):
     """Distance of the teacher's features to the nearest of a set of normal ones, as PatchCore (Roth et al., 2022).
 
@@ -123,7 +150,7 @@ class NormalMemory(nn.Module):
             vectors = torch.cat(kept)
             if len(vectors) > self.size:
                 # With three dimensions it compares features as they are, without random projection.
-                sampler = KCenterGreedy(vectors[:, None], (self.size + 0.5) / len(vectors))
+                sampler = DirectionCoreset(vectors[:, None], (self.size + 0.5) / len(vectors))
                 vectors = sampler.sample_coreset()[:, 0]
             values.copy_(vectors[torch.arange(self.size, device=vectors.device) % len(vectors)])
         known = torch.cat([self.distances(features).flatten() for features in varied])

@@ -5,10 +5,11 @@
 
 import pytest
 import torch
+from anomalib.models.components import KCenterGreedy
 from torch.nn import functional
 
 from anomalib_ddpm_st.detector import memory as memory_module
-from anomalib_ddpm_st.detector.memory import MIN_DISTANCE, NormalMemory
+from anomalib_ddpm_st.detector.memory import MIN_DISTANCE, DirectionCoreset, NormalMemory
 
 DIMS = (4, 6)
 
@@ -121,6 +122,33 @@ def test_coreset_keeps_what_is_rare() -> None:
     assert (memory.levels[0] @ torch.tensor([0, 0, 0, 1.0])).max() > 0.99
 
 
+def test_coreset_is_that_of_anomalib() -> None:
+    """Another way to the same choice, for unit vectors."""
+    vectors = functional.normalize(torch.randn(500, 8, dtype=torch.float64), dim=1)[:, None]
+    chosen = []
+    for kind in (KCenterGreedy, DirectionCoreset):
+        torch.manual_seed(3)
+        chosen.append(kind(vectors, 0.1).select_coreset_idxs())
+    assert len(set(chosen[0])) == 50
+    assert chosen[0] == chosen[1]
+
+
+def test_coreset_needs_no_new_memory() -> None:
+    """Distances are kept where they are: a new tensor for each vector once filled 23 GB."""
+    sampler = DirectionCoreset(functional.normalize(torch.randn(50, 1, 8), dim=2), 0.5)
+    sampler.features = sampler.embedding[:, 0]
+    sampler.update_distances(None)
+    assert sampler.min_distances is None
+    sampler.update_distances(3)
+    places = sampler.min_distances.data_ptr(), sampler._distances.data_ptr()
+    first = sampler.min_distances.clone()
+    torch.testing.assert_close(first[:, 0], 1 - sampler.features @ sampler.features[3])
+    sampler.update_distances(torch.tensor(7))
+    assert (sampler.min_distances.data_ptr(), sampler._distances.data_ptr()) == places
+    expected = torch.minimum(first[:, 0], 1 - sampler.features @ sampler.features[7])
+    torch.testing.assert_close(sampler.min_distances[:, 0], expected)
+
+
 def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many images only so many features are considered, of each batch alike."""
     monkeypatch.setattr(memory_module, "MAX_CANDIDATES", 40)
@@ -134,7 +162,7 @@ def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
         def sample_coreset(self) -> torch.Tensor:
             return seen[-1][: self.count, None]
 
-    monkeypatch.setattr(memory_module, "KCenterGreedy", Sampler)
+    monkeypatch.setattr(memory_module, "DirectionCoreset", Sampler)
     batches = [[torch.full((2, 4, 16, 16), float(index))] for index in (-1, 1)]
     memory = NormalMemory(DIMS[:1], 3)
     memory.fill(batches, batches, 4)
