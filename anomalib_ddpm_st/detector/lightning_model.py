@@ -4,7 +4,9 @@
 """DdpmSt: diffusion-made defects and an asymmetric student-teacher detector (arXiv:2604.19240)."""
 
 import logging
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -48,7 +50,7 @@ Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
 MAX_VARIATION = 3.0
 MEMORY_BATCH_SIZE = 16
-MAX_SCALE_IMAGES = 48
+SCALE_IMAGES = 48
 
 
 class DdpmSt(AnomalibModule):
@@ -118,7 +120,8 @@ class DdpmSt(AnomalibModule):
         memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``2048``.
         memory_weight (float): Share of the distance to the memory of normal features in the anomaly map; with 0 there
             is no memory. With the default, a third, the three have equal shares.
-        top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
+        top_k (int): Number of pixels whose mean is the score of a component; the score of an image is the mean of
+            these, weighted by their shares in the map over their spread among normal images. Defaults to ``100``.
         student (StudentKind): ``"reverse"`` restores the teacher's features of the normal image from its features of
             the defective one, ``"encoder"`` has an encoder of its own, ``"symmetric"`` is a copy of the teacher's
             architecture. Defaults to ``"reverse"``.
@@ -263,6 +266,8 @@ class DdpmSt(AnomalibModule):
         self.diffusion_dir: Path | None = None
         self.bank_dir: Path | None = None
         self._train_start = 0.0
+        self._scale_images: torch.Tensor | None = None
+        self._last_step = float("inf")
 
     @property
     def needs_bank(self) -> bool:
@@ -373,17 +378,20 @@ class DdpmSt(AnomalibModule):
         images = self._reference_images(dataset)
         self.symmetries = self._symmetries(images)
         start = time.perf_counter()
+        if images is not None:
+            indices = evenly(len(images), SCALE_IMAGES)
+            self._scale_images = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
         self._fill_memory(images)
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
     def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:
-        """Normal images that show what is normal, ``uint8`` of shape ``(N, 3, H, W)``; ``None`` if nobody asks.
+        """Normal images that show what is normal, ``uint8`` of shape ``(N, 3, H, W)``.
 
-        A dataset without paths has none to show.
+        ``None`` for a dataset without paths.
         """
         samples = getattr(dataset, "samples", None)
-        if samples is None or (self.augmentation != "auto" and self.model.memory is None):
+        if samples is None:
             return None
         return load_normal_images(_normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
 
@@ -411,25 +419,38 @@ class DdpmSt(AnomalibModule):
         if images is None:
             logger.warning("The memory of normal features stays empty: the training set is no dataset of anomalib's.")
             return
-        symmetries = cast("torch.Tensor", self.symmetries).cpu()
-
-        def turned(indices: torch.Tensor) -> torch.Tensor:
-            return turn(images[indices].float() / 255, symmetries[torch.randint(len(symmetries), (len(indices),))])
-
         # Twice as many where images may be turned, since then there is more that is normal.
-        indices = torch.arange(len(images)).repeat(min(len(symmetries), 2))
+        indices = torch.arange(len(images)).repeat(min(len(cast("torch.Tensor", self.symmetries)), 2))
         batches = indices.split(MEMORY_BATCH_SIZE)
-        references = evenly(len(images), MAX_SCALE_IMAGES).split(MEMORY_BATCH_SIZE)
-        varied = (vary(part, part, part[:, :1])[0] for part in map(turned, references))
         with torch.no_grad():
             memory.fill(
-                (self._features(turned(part)) for part in progress(batches, "Memory of normal features")),
-                (self._features(part) for part in varied),
+                (self._features(self._turned(images[part])) for part in progress(batches, "Memory of normal features")),
+                (self._features(batch) for batch in self._varied_images()),
                 len(indices),
             )
 
+    def _turned(self, images: torch.Tensor) -> torch.Tensor:
+        """Images with values in [0, 1], turned as in training, of ``uint8`` images of shape ``(B, 3, H, W)``."""
+        symmetries = cast("torch.Tensor", self.symmetries).cpu()
+        return turn(images.float() / 255, symmetries[torch.randint(len(symmetries), (len(images),))])
+
+    def _varied_images(self) -> Iterator[torch.Tensor]:
+        """Batches of normal images that differ from those of the training set a little, as new ones would."""
+        for images in cast("torch.Tensor", self._scale_images).split(MEMORY_BATCH_SIZE):
+            turned = self._turned(images)
+            yield vary(turned, turned, turned[:, :1])[0]
+
+    def _calibrate(self) -> None:
+        """Calibrate the scores once training is over, before the last checkpoint is written."""
+        if self._scale_images is not None:
+            self.model.eval()
+            self.model.calibrate(batch.to(self.device) for batch in self._varied_images())
+            self.model.train()
+        self._scale_images = None
+
     def on_train_end(self) -> None:
-        """Note the time that the detector took."""
+        """Note the time that the detector took; calibrate scores if training ended before its schedule."""
+        self._calibrate()
         self.stage_seconds["detector"] = time.perf_counter() - self._train_start
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
@@ -471,8 +492,10 @@ class DdpmSt(AnomalibModule):
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_train_batch_end(self, *args, **kwargs) -> None:
-        """End training when the schedule is done."""
+        """End training when the schedule is done, with calibrated scores."""
         del args, kwargs
+        if self.trainer.global_step >= self._last_step:
+            self._calibrate()
         if self.trainer.global_step >= self.training_steps:
             self.trainer.should_stop = True
 
@@ -512,10 +535,11 @@ class DdpmSt(AnomalibModule):
         groups = [(values, rate) for values, rate in groups if values]
         rates = [rate for _, rate in groups]
         optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups])
+        self._last_step = min(self.training_steps, self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=rates,
-            total_steps=int(min(self.training_steps, self.trainer.estimated_stepping_batches)) + 1,
+            total_steps=int(self._last_step) + 1,
             pct_start=0.1,
             cycle_momentum=False,
         )

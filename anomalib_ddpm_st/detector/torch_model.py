@@ -4,7 +4,7 @@
 """Asymmetric student-teacher network with a segmentation head."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +25,8 @@ MAX_DECODER_WIDTH = 256
 BOTTLENECK_WIDTH = 512
 DEFAULT_MEMORY_SIZE = 2048
 DEFAULT_MEMORY_WEIGHT = 1 / 3
+# Smallest spread that scores of normal images count as having: those seen in training can be all alike.
+MIN_SPREAD = 0.02
 
 StudentKind = Literal["reverse", "encoder", "symmetric"]
 HeadInput = Literal["product", "distance", "both"]
@@ -444,10 +446,15 @@ class SegmentationHead(nn.Module):
 class DdpmStModel(nn.Module):
     """Asymmetric student-teacher detector.
 
+    Three components look for defects: the segmentation, the distance to the student and the distance to the memory.
+    The anomaly map is their weighted mean. The score of an image is a weighted mean of the components' own scores, each
+    the mean of its highest pixels: the weights are those of the map over the spread of the component's scores among
+    normal images (:meth:`calibrate`), so that each counts by how far it stands out from what is normal.
+
     Args:
         backbone (str): Name of the timm CNN of the teacher and of the student's encoder. Defaults to ``"resnet18"``.
         layers (Sequence[str]): Layers to compare, from fine to coarse. Defaults to ``("layer1", "layer2", "layer3")``.
-        top_k (int): Number of pixels whose mean is the score of an image. Defaults to ``100``.
+        top_k (int): Number of pixels of a component whose mean is its score. Defaults to ``100``.
         distance_weight (float): Share of the cosine distance to the student in what of the anomaly map the memory
             leaves; the rest is the segmentation. Defaults to ``0.5``.
         memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``2048``.
@@ -509,6 +516,16 @@ class DdpmStModel(nn.Module):
         extra = {"product": dims, "distance": [1] * len(dims), "both": [dim + 1 for dim in dims]}
         self.head = SegmentationHead(extra[head_input])
         self.memory = NormalMemory(dims, memory_size) if memory_weight > 0 else None
+        self.score_spread: torch.Tensor
+        self.register_buffer("score_spread", torch.ones(len(self.shares)))
+
+    @property
+    def shares(self) -> list[float]:
+        """Shares of segmentation, distance to the student and, if there is one, distance to the memory in the map."""
+        if self.memory is None:
+            return [1 - self.distance_weight, self.distance_weight]
+        left = 1 - self.memory_weight
+        return [left * (1 - self.distance_weight), left * self.distance_weight, self.memory_weight]
 
     def load_teacher_weights(self, path: str | Path | None = None) -> None:
         """Load pre-trained weights into the teacher and start the student's encoder from them.
@@ -567,6 +584,19 @@ class DdpmStModel(nn.Module):
             return distances
         return [torch.cat(pair, dim=1) for pair in zip(products, distances, strict=True)]
 
+    def segment(self, products: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Run the segmentation head.
+
+        Args:
+            products (Sequence[torch.Tensor]): Products of :meth:`compare`.
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)`` that they come from.
+
+        Returns:
+            torch.Tensor: Logits of shape ``(B, 1, H, W)``.
+        """
+        logits = self.head(self.discrepancy(products))
+        return functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
     def forward(
         self,
         images: torch.Tensor,
@@ -585,19 +615,72 @@ class DdpmStModel(nn.Module):
             [0, 1].
         """
         teacher, student, products = self.compare(images)
-        logits = self.head(self.discrepancy(products))
-        size = images.shape[-2:]
-        logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        logits = self.segment(products, images)
         if self.training:
             if clean_images is not None:
                 teacher = self.teacher(self.teacher.normalize(clean_images))
             return teacher, student, logits
-        anomaly_map = torch.lerp(logits.sigmoid(), distance_map(products, size), self.distance_weight)
-        if self.memory is not None:
-            remembered = functional.interpolate(self.memory(teacher), size=size, mode="bilinear", align_corners=False)
-            anomaly_map = torch.lerp(anomaly_map, remembered, self.memory_weight)
-        scores = anomaly_map.flatten(1).topk(min(self.top_k, size[0] * size[1]), dim=1).values.mean(dim=1)
+        components = self.components(teacher, products, logits)
+        weights = components.new_tensor(self.shares)
+        anomaly_map = (components * weights[:, None, None]).sum(dim=1, keepdim=True)
+        weights = weights / self.score_spread
+        scores = (self.component_scores(components) * weights / weights.sum()).sum(dim=1)
         return InferenceBatch(pred_score=scores, anomaly_map=anomaly_map)
+
+    def components(
+        self,
+        teacher: Sequence[torch.Tensor],
+        products: Sequence[torch.Tensor],
+        logits: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the anomaly map is the weighted mean of.
+
+        Args:
+            teacher (Sequence[torch.Tensor]): Teacher's features of each level.
+            products (Sequence[torch.Tensor]): Products of :meth:`compare`.
+            logits (torch.Tensor): Logits of the segmentation, of shape ``(B, 1, H, W)``.
+
+        Returns:
+            torch.Tensor: Segmentation, distance to the student and, if there is a memory, distance to it, with values
+            in [0, 1]; of shape ``(B, 3, H, W)``, or ``(B, 2, H, W)`` without a memory.
+        """
+        size = logits.shape[-2:]
+        maps = [logits.sigmoid(), distance_map(products, size)]
+        if self.memory is not None:
+            remembered = self.memory(teacher)
+            maps.append(functional.interpolate(remembered, size=size, mode="bilinear", align_corners=False))
+        return torch.cat(maps, dim=1)
+
+    def component_scores(self, components: torch.Tensor) -> torch.Tensor:
+        """Mean of the highest pixels of each component.
+
+        Args:
+            components (torch.Tensor): Components of shape ``(B, C, H, W)``.
+
+        Returns:
+            torch.Tensor: Scores of shape ``(B, C)``.
+        """
+        pixels = components.flatten(2)
+        return pixels.topk(min(self.top_k, pixels.shape[-1]), dim=2).values.mean(dim=2)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take the spread of each component's scores from normal images.
+
+        Args:
+            batches (Iterable[torch.Tensor]): Batches of normal images of shape ``(B, 3, H, W)`` with values in [0, 1].
+
+        Raises:
+            RuntimeError: If the model is in training mode.
+        """
+        if self.training:
+            msg = "Scores are calibrated in evaluation mode: call eval() first."
+            raise RuntimeError(msg)
+        scores = []
+        for images in batches:
+            teacher, _, products = self.compare(images)
+            scores.append(self.component_scores(self.components(teacher, products, self.segment(products, images))))
+        self.score_spread.copy_(torch.cat(scores).std(dim=0, correction=0).clamp_min(MIN_SPREAD))
 
 
 def distance_map(products: Sequence[torch.Tensor], size: torch.Size) -> torch.Tensor:

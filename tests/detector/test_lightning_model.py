@@ -22,8 +22,14 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.detector import DdpmSt, lightning_model
 from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, turn, vary
-from anomalib_ddpm_st.detector.lightning_model import Augmentation, Synthesis
-from anomalib_ddpm_st.detector.torch_model import EncoderStudent, ReverseStudent, StudentKind, SymmetricStudent
+from anomalib_ddpm_st.detector.lightning_model import SCALE_IMAGES, Augmentation, Synthesis
+from anomalib_ddpm_st.detector.torch_model import (
+    MIN_SPREAD,
+    EncoderStudent,
+    ReverseStudent,
+    StudentKind,
+    SymmetricStudent,
+)
 from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, TextureBank, sample_bank
 
 LAYERS = ["layer1", "layer2"]
@@ -335,6 +341,7 @@ def test_schedule_ends_where_training_ends(model: DdpmSt, batches: float, steps:
 def test_schedule_ends_training(model: DdpmSt, step: int, stops: bool) -> None:
     """Training stops when the schedule is done, and not before."""
     trainer = attach(model, global_step=step, should_stop=False)
+    model._last_step = 50
     model.on_train_batch_end(None, None, 0)
     assert trainer.should_stop is stops
 
@@ -494,11 +501,12 @@ def test_augmentation_that_is_said(
     augmentation: Augmentation,
     count: int,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """Nobody looks at the images; flips are what does not transpose."""
-    monkeypatch.setattr(lightning_model, "load_normal_images", lambda *_: pytest.fail("images were read"))
+    """Nobody compares images; flips are what does not transpose."""
+    monkeypatch.setattr(lightning_model, "allowed_symmetries", lambda *_: pytest.fail("images were compared"))
     model = make_model(augmentation=augmentation, memory_weight=0.0)
-    attach(model, train_dataloader=SimpleNamespace(dataset=SimpleNamespace(samples="anything")))
+    attach(model, train_dataloader=SimpleNamespace(dataset=write_parts(tmp_path, 2, torch.rand(3, 16, 16))))
     model.on_train_start()
     assert model.symmetries.dtype == torch.bool
     assert [tuple(row) for row in model.symmetries.int().tolist()] == list(SYMMETRIES[:count])
@@ -595,13 +603,54 @@ def test_memory_turns_images_as_training_does(
     attach(model, train_dataloader=SimpleNamespace(dataset=write_parts(tmp_path, 20, part)), ckpt_path=None)
     model.on_train_start()
     images = torch.cat(seen)
-    normal, varied = images[:-20], images[-20:]
+    normal, varied = images[:-SCALE_IMAGES], images[-SCALE_IMAGES:]
     assert len(normal) == (20 if augmentation == "none" else 40)
     poses = torch.stack([turn(part[None], torch.tensor([element], dtype=torch.bool))[0] for element in SYMMETRIES])
     distances = (normal[:, None] - poses).abs().mean(dim=(2, 3, 4))
     assert distances.amin(dim=1).max() < 0.05
     assert len(distances.argmin(dim=1).unique()) > 1 or augmentation == "none"
     assert (varied[:, None] - poses).abs().mean(dim=(2, 3, 4)).amin(dim=1).mean() > 0.05
+
+
+@pytest.mark.parametrize("memory_weight", [0.0, 1 / 3])
+@pytest.mark.parametrize(("last_step", "ends"), [(6, True), (7, False)])
+def test_scores_are_calibrated_when_training_ends(
+    memory_weight: float,
+    last_step: int,
+    ends: bool,
+    tmp_path: Path,
+) -> None:
+    """With varied normal images, at the last step, once; where training ends before its schedule, afterwards."""
+    model = make_model(
+        pre_processor=DdpmSt.configure_pre_processor((64, 64)),
+        memory_size=10,
+        memory_weight=memory_weight,
+    )
+    dataset = write_parts(tmp_path, 3, torch.rand(3, 64, 64))
+    attach(model, train_dataloader=SimpleNamespace(dataset=dataset), ckpt_path=None, global_step=6)
+    model.on_train_start()
+    model._last_step = last_step
+    model.model.train()
+    spread = model.model.score_spread.clone()
+    model.on_train_batch_end(None, None, 0)
+    assert (model.model.score_spread < spread).all() == ends
+    model.on_train_end()
+    calibrated = model.model.score_spread.clone()
+    assert (calibrated < spread).all()
+    assert (calibrated >= MIN_SPREAD).all()
+    assert model.model.training
+    assert not model.model.teacher.training
+    model.on_train_batch_end(None, None, 0)
+    assert torch.equal(model.model.score_spread, calibrated)
+
+
+def test_scores_of_other_datasets_are_not_calibrated(model: DdpmSt) -> None:
+    """A dataset without paths has no images to calibrate by; the components count by their shares."""
+    dataset = torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))
+    attach(model, train_dataloader=SimpleNamespace(dataset=dataset), ckpt_path=None)
+    model.on_train_start()
+    model.on_train_end()
+    assert (model.model.score_spread == 1).all()
 
 
 def test_what_auto_augmentation_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:

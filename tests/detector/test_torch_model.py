@@ -21,6 +21,7 @@ from anomalib_ddpm_st.detector import DdpmStModel, torch_model
 from anomalib_ddpm_st.detector.torch_model import (
     BOTTLENECK_WIDTH,
     MAX_DECODER_WIDTH,
+    MIN_SPREAD,
     Decoder,
     EncoderStudent,
     HeadInput,
@@ -127,7 +128,7 @@ def test_images_of_a_batch_do_not_mix(any_model: DdpmStModel) -> None:
 
 @pytest.mark.parametrize("head_input", ["product", "distance", "both"])
 def test_evaluation_by_formula(head_input: HeadInput) -> None:
-    """The map mixes segmentation and distance by the weight; the score is the mean of the largest pixels."""
+    """The map mixes segmentation and distance by the weight; so the score, of the largest pixels of each."""
     model = DdpmStModel("resnet18", LAYERS, top_k=40, head_input=head_input, memory_weight=0.0).eval()
     assert model.memory is None
     images = torch.rand(2, 3, 48, 64)
@@ -148,8 +149,14 @@ def test_evaluation_by_formula(head_input: HeadInput) -> None:
         logits = functional.interpolate(model.head(shown), size=(48, 64), mode="bilinear")
     torch.testing.assert_close(segmentation, logits.sigmoid(), atol=1e-5, rtol=0)
     torch.testing.assert_close(output.anomaly_map, 0.7 * segmentation + 0.3 * distance)
-    largest = output.anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, :40]
-    torch.testing.assert_close(output.pred_score, largest.mean(dim=1))
+    first, second = (
+        part.flatten(1).sort(dim=1, descending=True).values[:, :40].mean(dim=1) for part in (segmentation, distance)
+    )
+    torch.testing.assert_close(output.pred_score, 0.7 * first + 0.3 * second)
+    model.score_spread.copy_(torch.tensor([0.1, 0.05]))
+    with torch.no_grad():
+        output = model(images)
+    torch.testing.assert_close(output.pred_score, (7 * first + 6 * second) / 13)
 
 
 def test_memory_has_its_share_of_the_map(model: DdpmStModel) -> None:
@@ -167,6 +174,30 @@ def test_memory_has_its_share_of_the_map(model: DdpmStModel) -> None:
     assert shares[2].max() > 0.3
     torch.testing.assert_close(shares[2], memory)
     torch.testing.assert_close(shares[3], torch.stack(shares[:3]).mean(dim=0))
+
+
+def test_scores_count_by_how_far_they_stand_out() -> None:
+    """A component that varies little among normal images counts for more; one without spread does not count alone."""
+    model = DdpmStModel("resnet18", LAYERS, top_k=40, memory_size=20).eval()
+    features = model.teacher(torch.randn(2, 3, 64, 64))
+    model.memory.fill([features], [[level + torch.randn_like(level) for level in features]], 2)
+    batches = list(torch.rand(3, 4, 3, 64, 64))
+    with torch.no_grad():
+        scores = []
+        for weights in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+            model.distance_weight, model.memory_weight = weights
+            scores.append(torch.cat([model(images).pred_score for images in batches]))
+        model.distance_weight, model.memory_weight = 0.5, 1 / 3
+        model.calibrate(batches)
+        spread = torch.stack(scores, dim=1).std(dim=0, correction=0)
+        torch.testing.assert_close(model.score_spread, spread.clamp_min(MIN_SPREAD))
+        weights = 1 / model.score_spread
+        expected = torch.stack(scores, dim=1) @ weights / weights.sum()
+        torch.testing.assert_close(torch.cat([model(images).pred_score for images in batches]), expected)
+        model.calibrate([batches[0][:1]])
+    torch.testing.assert_close(model.score_spread, torch.full((3,), MIN_SPREAD))
+    with pytest.raises(RuntimeError, match="call eval"):
+        model.train().calibrate(batches)
 
 
 @pytest.mark.parametrize(
