@@ -3,6 +3,7 @@
 
 """Bank of sampled defect textures."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ TRAIN_TIMESTEPS = 1000
 DEFAULT_STRENGTH = (0.3, 2.0)
 DEFAULT_START = (200, 600)
 DEFAULT_DETAIL = (0.0, 1.0)
+# Largest difference of proportions, as a logarithm, that is taken for none.
+SAME_ASPECT = 0.02
 
 
 def thumbnails(images: torch.Tensor) -> torch.Tensor:
@@ -49,6 +52,8 @@ class TextureBank:
         source_thumbnails (torch.Tensor): Thumbnails of the normal images, of shape ``(S, 3 * 16 * 16)``.
         masks (torch.Tensor | None): Masks that in-painted textures were perturbed in, boolean of shape
             ``(N, 1, H, W)``. ``None`` for textures that were perturbed all over. Defaults to ``None``.
+        aspect (torch.Tensor | None): Width over height of the normal images before they were resized to the size of
+            the textures, a scalar. ``None`` for that of the textures. Defaults to ``None``.
 
     Raises:
         ValueError: If the bank is empty.
@@ -60,6 +65,7 @@ class TextureBank:
         sources: torch.Tensor,
         source_thumbnails: torch.Tensor,
         masks: torch.Tensor | None = None,
+        aspect: torch.Tensor | None = None,
     ) -> None:
         if len(textures) == 0:
             msg = "A texture bank needs at least one texture."
@@ -68,6 +74,7 @@ class TextureBank:
         self.sources = sources
         self.source_thumbnails = source_thumbnails
         self.masks = masks
+        self.aspect = aspect
 
     def __len__(self) -> int:
         """Number of textures."""
@@ -89,6 +96,7 @@ class TextureBank:
             self.sources.to(device),
             self.source_thumbnails.to(device),
             None if self.masks is None else self.masks.to(device),
+            self.aspect,
         )
 
     def draw(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -120,12 +128,9 @@ class TextureBank:
             size (tuple[int, int]): Height and width to return, in pixels.
 
         Returns:
-            torch.Tensor: Textures of shape ``(B, 3, H, W)`` with values in [0, 1].
+            torch.Tensor: Textures of shape ``(B, 3, H, W)`` with values in [0, 1], see :meth:`resize`.
         """
-        textures = self.textures[indices].float() / 255
-        if textures.shape[-2:] != size:
-            textures = functional.interpolate(textures, size, mode="bilinear", antialias=True)
-        return textures
+        return self.resize(self.textures[indices].float() / 255, size)
 
     def get_masks(self, indices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Masks of in-painted textures by index.
@@ -140,7 +145,47 @@ class TextureBank:
         if self.masks is None:
             msg = "The textures of this bank were perturbed all over: it has no masks."
             raise ValueError(msg)
-        return functional.interpolate(self.masks[indices].float(), size, mode="nearest").bool()
+        return self.resize(self.masks[indices].float(), size, mode="nearest").bool()
+
+    def resize(self, textures: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
+        """Resize textures to images of their proportions; of images of others they cover the whole, cut at the centre.
+
+        Args:
+            textures (torch.Tensor): Textures of this bank, of shape ``(B, C, h, w)``.
+            size (tuple[int, int]): Height and width to return, in pixels.
+            mode (str): Interpolation, ``"bilinear"`` or ``"nearest"``. Defaults to ``"bilinear"``.
+
+        Returns:
+            torch.Tensor: Textures of shape ``(B, C, H, W)``.
+        """
+        (height, width), own = size, textures.shape[-2:]
+        if size == tuple(own):
+            return textures
+        aspect = own[1] / own[0] if self.aspect is None else float(self.aspect)
+        scaled = size
+        if abs(math.log(width / height / aspect)) > SAME_ASPECT:
+            tall = max(height, round(width / aspect))
+            scaled = (tall, max(width, round(tall * aspect)))
+        textures = functional.interpolate(textures, scaled, mode=mode, antialias=mode == "bilinear")
+        top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+        return textures[..., top : top + height, left : left + width]
+
+    def missing_detail(self, images: torch.Tensor) -> torch.Tensor:
+        """Detail of images that textures of this bank are too small to have, so that they do not look blurred there.
+
+        Args:
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)``.
+
+        Returns:
+            torch.Tensor: What images lose at the size of the textures, of the same shape, or zero if they lose nothing.
+        """
+        size = images.shape[-2:]
+        factor = max(side / own for side, own in zip(size, self.textures.shape[-2:], strict=True))
+        if factor <= 1:
+            return images.new_zeros(())
+        small = [max(1, round(side / factor)) for side in size]
+        coarse = functional.interpolate(images, small, mode="bilinear", antialias=True)
+        return images - functional.interpolate(coarse, size, mode="bilinear", antialias=True)
 
     def save(self, folder: str | Path) -> None:
         """Write the bank to a folder.
@@ -149,8 +194,8 @@ class TextureBank:
             folder (str | Path): Existing folder.
         """
         tensors = {"textures": self.textures, "sources": self.sources, "source_thumbnails": self.source_thumbnails}
-        if self.masks is not None:
-            tensors["masks"] = self.masks
+        optional = {"masks": self.masks, "aspect": self.aspect}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, Path(folder) / TENSORS_FILE)
 
     @classmethod
@@ -227,6 +272,7 @@ def sample_bank(
     num_inference_steps: int = 10,
     batch_size: int = 8,
     seed: int = 0,
+    aspect: float | None = None,
 ) -> TextureBank:
     """Fill a bank with perturbed samples.
 
@@ -249,6 +295,7 @@ def sample_bank(
         num_inference_steps (int): Number of reverse steps. Defaults to ``10``.
         batch_size (int): Textures sampled at a time. Defaults to ``8``.
         seed (int): Seed of every random draw. Defaults to ``0``.
+        aspect (float | None): Width over height of the images before they were resized. Defaults to ``None``, as now.
 
     Returns:
         TextureBank: Bank on the CPU.
@@ -296,4 +343,5 @@ def sample_bank(
         torch.cat(sources),
         source_thumbnails,
         torch.cat(masks) if inpaint and count_noise < size else None,
+        None if aspect is None else torch.tensor(aspect),
     )

@@ -3,14 +3,15 @@
 
 """Synthetic anomaly generator: blends textures of defects into normal images."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch.nn import functional
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from anomalib_ddpm_st.images import warp
@@ -43,6 +44,7 @@ CONTOUR_RANGE = (0.2, 0.7)
 GREY_SPREAD = 4 / 255
 SOFTNESS_RANGE = (0.005, MAX_SOFTNESS)
 ZOOM_RANGE = (1.7, 3.0)
+MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,25 @@ class AnomalyParameters:
     displacement: Displacement | None = None
     tile_order: torch.Tensor | None = None
     noise: torch.Tensor | None = None
+
+    def select(self, chosen: torch.Tensor) -> "AnomalyParameters":
+        """Choices for some images of the batch.
+
+        Args:
+            chosen (torch.Tensor): Indices, or boolean of shape ``(B,)``.
+
+        Returns:
+            AnomalyParameters: Their choices.
+        """
+        return _select(self, chosen)
+
+
+def _select(value: Any, chosen: torch.Tensor) -> Any:  # noqa: ANN401
+    """Rows of every tensor in a dataclass."""
+    if is_dataclass(value):
+        parts = {field.name: _select(getattr(value, field.name), chosen) for field in fields(value)}
+        return replace(value, **parts)  # type: ignore[type-var]
+    return None if value is None else value[chosen]
 
 
 def self_texture(images: torch.Tensor, tile_order: torch.Tensor) -> torch.Tensor:
@@ -187,7 +208,9 @@ def displace(textures: torch.Tensor, displacement: Displacement, has_object: tor
     Returns:
         torch.Tensor: Textures of the same shape.
     """
-    textures = move(textures, displacement.shifts * has_object, displacement.flips & has_object)
+    moved = has_object[:, 0] & (displacement.shifts.bool() | displacement.flips).any(dim=1)
+    if moved.any():
+        textures[moved] = move(textures[moved], displacement.shifts[moved], displacement.flips[moved])
     zoomed = (displacement.scales != 1) & ~has_object[:, 0]
     if zoomed.any():
         textures[zoomed] = warp(textures[zoomed], displacement.angles[zoomed], displacement.scales[zoomed])
@@ -197,9 +220,10 @@ def displace(textures: torch.Tensor, displacement: Displacement, has_object: tor
 class DiffusionAnomalyGenerator(v2.Transform):
     """Blend sampled defect textures into normal images and return the mask of what changed.
 
-    Called like anomalib's ``PerlinAnomalyGenerator``. The mask is a Perlin mask, within the foreground, of the pixels
-    that the blend truly changed; outside of it the image stays as it was, bit for bit:
-    ``y = x (1 - m) + m ((1 - beta) x + beta texture)``, where ``beta`` fades out towards soft edges.
+    Called like anomalib's ``PerlinAnomalyGenerator``, or with the mask that an image has already. Images of any size
+    are taken, and come back with the values that they had: ``float`` in [0, 1] or ``uint8``. The mask is a Perlin mask,
+    within the foreground, of the pixels that the blend truly changed; outside of it the image stays as it was, bit for
+    bit: ``y = x (1 - m) + m ((1 - beta) x + beta texture)``, where ``beta`` fades out towards soft edges.
 
     Args:
         bank (TextureBank | str | Path | None): Textures sampled from the perturbed DDPM, or the folder they were
@@ -241,9 +265,9 @@ class DiffusionAnomalyGenerator(v2.Transform):
         >>> augmented, mask = transform(torch.rand(4, 3, 64, 64))
         >>> augmented.shape, mask.shape
         (torch.Size([4, 3, 64, 64]), torch.Size([4, 1, 64, 64]))
-        >>> augmented, mask = transform(torch.rand(3, 64, 64))
-        >>> augmented.shape, mask.shape
-        (torch.Size([3, 64, 64]), torch.Size([1, 64, 64]))
+        >>> augmented, mask = transform(torch.randint(256, (3, 64, 64), dtype=torch.uint8))
+        >>> augmented.dtype, augmented.shape, mask.shape
+        (torch.uint8, torch.Size([3, 64, 64]), torch.Size([1, 64, 64]))
     """
 
     def __init__(
@@ -390,13 +414,22 @@ class DiffusionAnomalyGenerator(v2.Transform):
             tuple[torch.Tensor, torch.Tensor]: Augmented images of shape ``(B, 3, H, W)`` and masks of shape
             ``(B, 1, H, W)`` with values 0 and 1.
         """
+        anomalous = parameters.anomalous.flatten()
+        augmented = images.clone()
+        masks = images.new_zeros(len(images), 1, *images.shape[-2:])
+        if anomalous.any():
+            augmented[anomalous], masks[anomalous] = self._blend(images[anomalous], parameters.select(anomalous))
+        return augmented, masks
+
+    def _blend(self, images: torch.Tensor, parameters: AnomalyParameters) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blend textures into images that all get a defect."""
         masks = parameters.perlin_masks
-        allowed = parameters.anomalous.expand_as(masks)
+        allowed = torch.ones_like(masks)
         has_object = torch.zeros(len(images), 1, dtype=torch.bool, device=images.device)
         if self.foreground == "auto":
             foreground = foreground_mask(images)
             has_object = ~foreground.flatten(1).all(dim=1, keepdim=True)
-            allowed = allowed & foreground
+            allowed = foreground
         textures = images
         if parameters.tile_order is not None:
             textures = self_texture(images, parameters.tile_order)
@@ -412,6 +445,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
                 masks = torch.where(from_bank & is_paired[:, None, None, None], own, masks)
             elif parameters.displacement is not None:
                 sampled = displace(sampled, parameters.displacement, has_object)
+            sampled = sampled + self.bank.missing_detail(images)
             textures = torch.where(from_bank, sampled.to(images.dtype), textures)
         textures = adjust(images, textures, parameters.gain, parameters.offset)
         masks = limit_masks(masks, allowed, parameters.windows)
@@ -428,30 +462,95 @@ class DiffusionAnomalyGenerator(v2.Transform):
         masks &= masks.float().mean(dim=(1, 2, 3), keepdim=True) >= MIN_AREA
         return torch.where(masks, blended, images), masks.to(images.dtype)
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Make defects.
 
         Args:
-            image (torch.Tensor): Image of shape ``(3, H, W)`` or batch of shape ``(B, 3, H, W)``, values in [0, 1].
+            image (torch.Tensor): Image of shape ``(C, H, W)`` or batch of shape ``(B, C, H, W)`` with one or three
+                channels; ``float`` with values in [0, 1], or ``uint8``.
+            mask (torch.Tensor | None): Mask of defects that are there already, of shape ``(H, W)`` or ``(1, H, W)``,
+                with a leading ``B`` for a batch. Defaults to ``None``.
 
         Returns:
-            tuple[torch.Tensor, torch.Tensor]: Augmented image or batch, of the same shape, and mask of shape
-            ``(1, H, W)`` or ``(B, 1, H, W)`` with values 0 and 1.
+            tuple[torch.Tensor, torch.Tensor]: Augmented image or batch, of the same shape, type and range of values;
+            and mask, of shape ``(1, H, W)`` or ``(B, 1, H, W)`` with values 0 and 1, or what was given, with the new
+            defects added.
 
         Raises:
             ValueError: If the shape or the range of values is not as described.
         """
-        if image.ndim not in {3, 4} or image.shape[-3] != 3:
-            msg = f"Expected an image of shape (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}."
+        return self._call(image, mask, self._augment)
+
+    def make_defects(self, image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make a defect in every image, whatever ``probability`` is, and again where none came out.
+
+        Args:
+            image (torch.Tensor): As in :meth:`forward`.
+            mask (torch.Tensor | None): As in :meth:`forward`.
+
+        Returns:
+            tuple[torch.Tensor, torch.Tensor]: As in :meth:`forward`.
+
+        Raises:
+            RuntimeError: If an image has no defect after 100 attempts.
+            ValueError: If the shape or the range of values is not as described.
+        """
+        return self._call(image, mask, self._insist)
+
+    def _augment(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose and apply."""
+        return self.apply_parameters(images, self.sample_parameters(images))
+
+    def _insist(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose and apply until every image has a defect."""
+        augmented, masks = images.clone(), images.new_zeros(len(images), 1, *images.shape[-2:])
+        missing = torch.arange(len(images), device=images.device)
+        for _ in range(MAX_ATTEMPTS):
+            parameters = self.sample_parameters(images[missing])
+            parameters = replace(parameters, anomalous=torch.ones_like(parameters.anomalous))
+            augmented[missing], masks[missing] = self.apply_parameters(images[missing], parameters)
+            missing = missing[~masks[missing].flatten(1).any(dim=1)]
+            if len(missing) == 0:
+                return augmented, masks
+        msg = (
+            f"{MAX_ATTEMPTS} attempts made no defect: the textures hardly differ from the image. Raise the strength of "
+            "the bank or the contrast, or train the DDPM for longer."
+        )
+        raise RuntimeError(msg)
+
+    @staticmethod
+    def _call(
+        image: torch.Tensor,
+        mask: torch.Tensor | None,
+        augment: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run ``augment`` on a float batch of three channels, and give back what kind of image and mask was given."""
+        if image.ndim not in {3, 4} or image.shape[-3] not in {1, 3}:
+            msg = f"Expected an image of shape (C, H, W) or (B, C, H, W) with C of 1 or 3, got {tuple(image.shape)}."
             raise ValueError(msg)
-        if not (image.min() >= 0 and image.max() <= 1):
+        pixels = image.as_subclass(torch.Tensor)
+        channels = pixels.shape[-3]
+        if mask is not None and (mask.shape[-2:] != pixels.shape[-2:] or mask.numel() * channels != pixels.numel()):
+            msg = f"The mask of shape {tuple(mask.shape)} does not match the image of shape {tuple(pixels.shape)}."
+            raise ValueError(msg)
+        is_integer = pixels.dtype == torch.uint8
+        images = (pixels if pixels.ndim == 4 else pixels[None]).float() / (255 if is_integer else 1)
+        if not is_integer and not (pixels.is_floating_point() and images.min() >= 0 and images.max() <= 1):
             msg = (
-                "Images must have values in [0, 1], but these reach from "
-                f"{image.min().item():.2f} to {image.max().item():.2f}: make defects before Normalize."
+                f"Images must be uint8, or float with values in [0, 1], but these are {pixels.dtype} from "
+                f"{images.min().item():.2f} to {images.max().item():.2f}: make defects before Normalize."
             )
             raise ValueError(msg)
-        images = image if image.ndim == 4 else image.unsqueeze(0)
         # Images are data: in mixed precision they keep theirs.
         with torch.autocast(images.device.type, enabled=False):
-            augmented, masks = self.apply_parameters(images, self.sample_parameters(images))
-        return (augmented, masks) if image.ndim == 4 else (augmented[0], masks[0])
+            augmented, masks = augment(images.expand(-1, 3, -1, -1))
+        augmented = (augmented * 255).round() if is_integer else augmented
+        augmented = augmented[:, :channels].reshape(pixels.shape).to(pixels.dtype)
+        masks = masks if pixels.ndim == 4 else masks[0]
+        augmented = torch.where(masks.bool(), augmented, pixels)
+        if mask is not None:
+            own = mask.as_subclass(torch.Tensor)
+            # Masks are stored with 1 or 255 for a defect.
+            value = 255 if own.dtype == torch.uint8 and own.max() > 1 else 1
+            masks = tv_tensors.wrap(own.masked_fill(masks.reshape(own.shape).bool(), value), like=mask)
+        return tv_tensors.wrap(augmented, like=image), masks

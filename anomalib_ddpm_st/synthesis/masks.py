@@ -69,27 +69,31 @@ def perlin_noise(
     Returns:
         torch.Tensor: Noise of shape ``(B, 1, H, W)`` with values in [-1, 1].
     """
-    device = angles.device
-    rows, row_offset = _lattice_coordinates(scales[:, 0], size[0], device)
-    columns, column_offset = _lattice_coordinates(scales[:, 1], size[1], device)
-    batch = torch.arange(angles.shape[0], device=device)[:, None, None]
-
-    def corner(down: int, right: int) -> torch.Tensor:
-        angle = angles[batch, (rows + down)[:, :, None], (columns + right)[:, None, :]]
-        return angle.sin() * (row_offset[:, :, None] - down) + angle.cos() * (column_offset[:, None, :] - right)
-
-    row_weight = _fade(row_offset)[:, :, None]
-    column_weight = _fade(column_offset)[:, None, :]
-    top = torch.lerp(corner(0, 0), corner(0, 1), column_weight)
-    bottom = torch.lerp(corner(1, 0), corner(1, 1), column_weight)
-    return (2**0.5 * torch.lerp(top, bottom, row_weight)).unsqueeze(1)
+    # Noise is linear in the gradients, and the weights are products of one for the row and one for the column.
+    row_weights, row_offsets = _lattice_weights(scales[:, 0], size[0], angles.shape[1])
+    column_weights, column_offsets = _lattice_weights(scales[:, 1], size[1], angles.shape[2])
+    down = row_offsets @ angles.sin() @ column_weights.mT
+    right = row_weights @ angles.cos() @ column_offsets.mT
+    return (2**0.5 * (down + right)).unsqueeze(1)
 
 
-def _lattice_coordinates(scale: torch.Tensor, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cell index and offset in the cell, each of shape ``(B, length)``, of every pixel along one axis."""
-    position = torch.arange(length, device=device)[None] * scale[:, None] / length
+def _lattice_weights(scale: torch.Tensor, length: int, nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight of each lattice node for every pixel along one axis, and weight times distance from the node.
+
+    Args:
+        scale (torch.Tensor): Number of lattice cells, integers of shape ``(B,)``.
+        length (int): Number of pixels.
+        nodes (int): Number of lattice nodes, at least the largest scale plus one.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: Two tensors of shape ``(B, length, nodes)``.
+    """
+    position = torch.arange(length, device=scale.device)[None] * scale[:, None] / length
     cell = position.floor()
-    return cell.long(), position - cell
+    offset = position - cell
+    near, fade = cell.long()[..., None], _fade(offset)[..., None]
+    weights = position.new_zeros(*position.shape, nodes).scatter_(2, near, 1 - fade).scatter_(2, near + 1, fade)
+    return weights, weights * (position[..., None] - torch.arange(nodes, device=scale.device))
 
 
 def _fade(offset: torch.Tensor) -> torch.Tensor:
@@ -276,11 +280,11 @@ def foreground_mask(images: torch.Tensor) -> torch.Tensor:
     # Flood fill from the border through plain pixels, so that bright spots inside the object stay foreground.
     background = plain & border
     for _ in range(2 * FOREGROUND_SIZE):
-        grown = functional.max_pool2d(background.float(), 3, stride=1, padding=1).bool() & plain
+        grown = dilate(background) & plain
         if torch.equal(grown, background):
             break
         background = grown
-    foreground = functional.max_pool2d((~background).float(), 3, stride=1, padding=1)
+    foreground = dilate(~background).float()
 
     inside = distance[:, :, ~border].mean(dim=2)[:, :, None, None]
     plain_border = plain[:, :, border].float().mean(dim=2)[:, :, None, None] > 0.8
@@ -336,5 +340,22 @@ def close_holes(masks: torch.Tensor) -> torch.Tensor:
     Returns:
         torch.Tensor: Boolean masks of the same shape; each added pixel touches one that was set.
     """
-    dilated = functional.max_pool2d(masks.float(), 3, stride=1, padding=1)
-    return (-functional.max_pool2d(-dilated, 3, stride=1, padding=1)).bool()
+    return ~dilate(~dilate(masks))
+
+
+def dilate(masks: torch.Tensor) -> torch.Tensor:
+    """Morphological dilation with a 3 x 3 square.
+
+    Args:
+        masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
+
+    Returns:
+        torch.Tensor: Boolean masks of the same shape.
+    """
+    tall = masks.clone()
+    tall[..., 1:, :] |= masks[..., :-1, :]
+    tall[..., :-1, :] |= masks[..., 1:, :]
+    wide = tall.clone()
+    wide[..., 1:] |= tall[..., :-1]
+    wide[..., :-1] |= tall[..., 1:]
+    return wide

@@ -145,11 +145,65 @@ def test_get_masks() -> None:
     bank = make_inpainted_bank()
     indices = torch.tensor([2, 0, 0])
     assert torch.equal(bank.get_masks(indices, (16, 16)), bank.masks[indices])
-    enlarged = bank.get_masks(indices, (32, 48))
+    enlarged = bank.get_masks(indices, (48, 48))
     assert enlarged.dtype == torch.bool
-    expected = bank.masks[indices].repeat_interleave(2, dim=2).repeat_interleave(3, dim=3)
+    expected = bank.masks[indices].repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
     assert torch.equal(enlarged, expected)
     assert not bank.get_masks(torch.tensor([1]), (16, 16)).any()
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (64, 64), (16, 40), (8, 8)])
+def test_textures_keep_their_proportions(size: tuple[int, int]) -> None:
+    """A disc stays a disc, in the middle, on images of any proportions."""
+    grid = torch.linspace(-1, 1, 64)
+    disc = (grid[:, None] ** 2 + grid[None] ** 2 < 0.2).expand(1, 3, -1, -1)
+    bank = TextureBank((disc * 255).to(torch.uint8), torch.tensor([-1]), torch.zeros(1, 768))
+    texture = bank.get(torch.tensor([0]), size)
+    assert texture.shape == (1, 3, *size)
+    inside = texture[0, 0] > 0.5
+    rows, columns = inside.any(dim=1).sum().item(), inside.any(dim=0).sum().item()
+    diameter = 0.2**0.5 * max(size)
+    assert columns == pytest.approx(min(diameter, size[1]), abs=2)
+    assert rows == pytest.approx(min(diameter, size[0]), abs=2)
+    assert torch.equal(inside, inside.flip(0, 1))
+
+
+def test_textures_of_images_that_were_squeezed_are_stretched_again() -> None:
+    """A bank made of wide images at a square size gives wide textures for wide images, and says so when saved."""
+    columns = torch.arange(64).expand(1, 3, 64, 64).to(torch.uint8)
+    bank = TextureBank(columns, torch.tensor([-1]), torch.zeros(1, 768), aspect=torch.tensor(2.0))
+    wide = bank.get(torch.tensor([0]), (64, 128)) * 255
+    assert wide[..., 0].max() < 0.3
+    assert wide[..., -1].min() > 62.7
+    square = bank.get(torch.tensor([0]), (128, 128)) * 255
+    assert 15 < square[..., 0].mean() < 17
+    assert bank.to(torch.device("meta")).aspect == 2
+
+
+def test_aspect_is_saved(tmp_path: Path) -> None:
+    """With the textures."""
+    bank = make_bank([0])
+    bank.aspect = torch.tensor(1.5)
+    bank.save(tmp_path)
+    assert TextureBank.load(tmp_path).aspect.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (16, 40), (40, 24)])
+def test_missing_detail(size: tuple[int, int]) -> None:
+    """What is left of an image when the size of the textures is taken away; nothing of smooth images."""
+    bank = make_bank([0])
+    images = torch.rand(2, 3, *size)
+    detail = bank.missing_detail(images)
+    assert detail.shape == images.shape
+    assert detail.std() > 0.1
+    assert detail.mean().abs() < 0.01
+    assert bank.missing_detail(torch.full_like(images, 0.3)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 12)])
+def test_small_images_miss_nothing(size: tuple[int, int]) -> None:
+    """Textures of at least the size of the images have all the detail."""
+    assert make_bank([0]).missing_detail(torch.rand(2, 3, *size)).tolist() == 0
 
 
 def test_no_masks() -> None:

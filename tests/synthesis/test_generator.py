@@ -12,6 +12,8 @@ import pytest
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from torch.nn import functional
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from anomalib_ddpm_st.images import warp
 from anomalib_ddpm_st.synthesis import AnomalyParameters, DiffusionAnomalyGenerator, TextureBank
@@ -147,6 +149,114 @@ def test_called_like_the_generator_of_anomalib(bank: TextureBank, shape: tuple[i
         assert mask.shape == expected_mask.shape
         assert augmented.dtype == expected_image.dtype
         assert mask.dtype == expected_mask.dtype
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (2, 3, 40, 56), (1, 40, 40), (2, 1, 33, 40)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_kinds_of_images(bank: TextureBank, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Values come back in the range and type that they came in; outside of the mask they are the same."""
+    image = torch.rand(shape, dtype=torch.float64)
+    image = (image * 255).to(dtype) if dtype == torch.uint8 else image.to(dtype)
+    augmented, mask = DiffusionAnomalyGenerator(bank, 1.0)(image)
+    assert augmented.dtype == dtype
+    assert augmented.shape == image.shape
+    assert mask.shape == (*shape[:-3], 1, *shape[-2:])
+    assert mask.any()
+    changed = (augmented != image).any(dim=-3, keepdim=True)
+    assert changed.any()
+    assert not (changed & ~mask.bool()).any()
+
+
+def test_integers_are_those_of_floats(bank: TextureBank) -> None:
+    """The same choices give the same image, rounded."""
+    image = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    results = []
+    for given in (image, image / 255):
+        transform = DiffusionAnomalyGenerator(bank, 1.0, generator=torch.Generator().manual_seed(1))
+        results.append(transform(given))
+    assert torch.equal(results[0][0], (results[1][0] * 255).round().to(torch.uint8))
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 3, 24, 24)])
+@pytest.mark.parametrize(("dtype", "value"), [(torch.uint8, 255), (torch.uint8, 1), (torch.bool, 1), (torch.float, 1)])
+@pytest.mark.parametrize("channel", [True, False])
+def test_masks_that_are_there_already(
+    bank: TextureBank,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    value: int,
+    channel: bool,
+) -> None:
+    """New defects are added to them, in their own shape, type and values."""
+    mask = torch.zeros(*shape[:-3], *([1] if channel else []), *shape[-2:], dtype=dtype)
+    mask[..., 2:5, 3:9] = value
+    transform = DiffusionAnomalyGenerator(bank, 1.0, generator=torch.Generator().manual_seed(3))
+    image = torch.rand(shape)
+    augmented, result = transform(image, mask)
+    transform = DiffusionAnomalyGenerator(bank, 1.0, generator=torch.Generator().manual_seed(3))
+    expected, new = transform(image)
+    assert torch.equal(augmented, expected)
+    assert (result.shape, result.dtype) == (mask.shape, dtype)
+    assert torch.equal(result != 0, (mask != 0) | new.reshape(mask.shape).bool())
+    assert set(result.unique().tolist()) <= {0, value}
+
+
+@pytest.mark.parametrize("shape", [(16, 15), (2, 16, 16), (3, 16, 16)])
+def test_masks_that_do_not_match(bank: TextureBank, shape: tuple[int, ...]) -> None:
+    """The sentence gives both shapes."""
+    with pytest.raises(ValueError, match=r"mask of shape \(.*does not match the image of shape \(3, 16, 16\)"):
+        DiffusionAnomalyGenerator(bank)(torch.rand(3, 16, 16), torch.zeros(shape))
+
+
+def test_augmentation_of_a_dataset(bank: TextureBank) -> None:
+    """Datasets call augmentations with image and mask of torchvision's own types, alone or in a chain."""
+    image, mask = tv_tensors.Image(torch.rand(3, 24, 24)), tv_tensors.Mask(torch.zeros(24, 24, dtype=torch.uint8))
+    chain = v2.Compose([v2.RandomHorizontalFlip(), DiffusionAnomalyGenerator(bank, 1.0), v2.RandomVerticalFlip()])
+    augmented, marked = chain(image, mask)
+    assert isinstance(augmented, tv_tensors.Image)
+    assert isinstance(marked, tv_tensors.Mask)
+    assert marked.any()
+
+
+def test_make_defects(generator: torch.Generator) -> None:
+    """Every image gets one, whatever the probability, also those that a first attempt misses."""
+    half = torch.full((1, 3, 32, 32), 0.3)
+    half[..., :20] = 51 / 255
+    images = half.expand(20, -1, -1, -1)
+    transform = DiffusionAnomalyGenerator(
+        plain_bank(51), 0.0, contrast=(0, 0), local=1.0, jitter=0.0, foreground="off", generator=generator
+    )
+    first = transform.apply_parameters(
+        images, replace(transform.sample_parameters(images), anomalous=torch.ones(20, 1, 1, 1, dtype=torch.bool))
+    )
+    assert not first[1].flatten(1).any(dim=1).all()
+    augmented, masks = transform.make_defects(images)
+    assert masks.flatten(1).any(dim=1).all()
+    assert not ((augmented != images).any(dim=1, keepdim=True) & ~masks.bool()).any()
+    single, mask = transform.make_defects(images[0], torch.zeros(32, 32))
+    assert single.shape == (3, 32, 32)
+    assert mask.shape == (32, 32)
+    assert mask.any()
+
+
+def test_defects_that_cannot_be_made() -> None:
+    """A texture that equals the image: the sentence says what to do."""
+    transform = DiffusionAnomalyGenerator(plain_bank(51), 1.0, jitter=0.0)
+    with pytest.raises(RuntimeError, match=r"100 attempts made no defect.*Raise the strength"):
+        transform.make_defects(torch.full((3, 16, 16), 51 / 255))
+
+
+def test_large_images_keep_their_grain() -> None:
+    """A texture that was sampled at a fraction of the size does not look blurred."""
+    transform = DiffusionAnomalyGenerator(
+        plain_bank(200), 1.0, (1.0, 1.0), contrast=(0, 0), jitter=0.0, foreground="off"
+    )
+    images = 0.3 + 0.1 * torch.rand(1, 1, 64, 64).expand(-1, 3, -1, -1)
+    masks = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    augmented, _ = transform.apply_parameters(images, choices(masks, texture_indices=torch.tensor([0])))
+    assert augmented.mean().item() == pytest.approx(200 / 255, abs=0.01)
+    assert augmented.std().item() == pytest.approx(images.std().item(), rel=0.2)
 
 
 def test_probability_zero(bank: TextureBank) -> None:
@@ -441,10 +551,10 @@ def test_wrong_range(image: torch.Tensor) -> None:
         DiffusionAnomalyGenerator()(image)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16), (4, 16, 16), (2, 1, 16, 16), (16, 16), (1, 2, 3, 16, 16)])
+@pytest.mark.parametrize("shape", [(2, 16, 16), (4, 16, 16), (2, 4, 16, 16), (16, 16), (1, 2, 3, 16, 16)])
 def test_wrong_shape(shape: tuple[int, ...]) -> None:
     """The message names the shape that came."""
-    with pytest.raises(ValueError, match=r"\(3, H, W\).*16, 16\)"):
+    with pytest.raises(ValueError, match=r"\(C, H, W\).*16, 16\)"):
         DiffusionAnomalyGenerator()(torch.rand(shape))
 
 
