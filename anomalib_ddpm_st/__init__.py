@@ -12,18 +12,22 @@ Example:
     True
 """
 
+from .callback import SyntheticAnomalies
 from .detector import DdpmSt
 from .diffusion import DefectPipeline, PerturbedDDPMScheduler
-from .registration import register
-from .synthesis import DiffusionAnomalyGenerator, TextureBank
+from .registration import register, synthetic_split
+from .synthesis import DiffusionAnomalyGenerator, TextureBank, prepare_generator
 
 __all__ = [
     "DdpmSt",
     "DefectPipeline",
     "DiffusionAnomalyGenerator",
     "PerturbedDDPMScheduler",
+    "SyntheticAnomalies",
     "TextureBank",
+    "prepare_generator",
     "register",
+    "synthetic_split",
 ]
 
 __version__ = "0.1.0"

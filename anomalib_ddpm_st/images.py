@@ -6,17 +6,22 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import TypeVar
 
 import torch
 from anomalib.data.utils import read_image
 from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from PIL import Image
+from torch import nn
 from torchvision.transforms.v2 import functional
 
 logger = logging.getLogger(__name__)
 
+Kind = TypeVar("Kind", bound=nn.Module)
 MIN_IMAGES = 2
 MAX_IMAGES = 1000
+ASPECT_IMAGES = 32
 
 
 def evenly(count: int, most: int) -> torch.Tensor:
@@ -79,6 +84,38 @@ def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
     # threads.
     image = functional.resize((torch.as_tensor(image) * 255).round().double(), list(image_size), antialias=False)
     return image.round().clamp(0, 255).to(torch.uint8)
+
+
+def native_aspect(paths: Sequence[str | Path]) -> float:
+    """Proportions of images before anything resizes them.
+
+    Args:
+        paths (Sequence[str | Path]): Image files; of many, evenly spaced ones are looked at.
+
+    Returns:
+        float: Median of width over height.
+    """
+    sizes = []
+    for index in evenly(len(paths), ASPECT_IMAGES).tolist():
+        with Image.open(paths[index]) as image:
+            sizes.append(image.width / image.height)
+    return median(sizes)
+
+
+def find_transform(transform: nn.Module | None, kind: type[Kind]) -> Kind | None:
+    """Find a transform of a kind in another, however deep it is nested.
+
+    Args:
+        transform (nn.Module | None): Transform.
+        kind (type[Kind]): Class to look for.
+
+    Returns:
+        Kind | None: The first of the kind, ``None`` if there is none.
+    """
+    if isinstance(transform, kind):
+        return transform
+    parts = (find_transform(part, kind) for part in getattr(transform, "transforms", ()))
+    return next((part for part in parts if part is not None), None)
 
 
 def warp(

@@ -9,8 +9,9 @@ Example:
 One training run for each category and seed: its weights are kept after each of ``--shares`` of the one-cycle schedule
 and measured when it is done. All but the last are measured in the middle of the schedule, at a high learning rate, so
 a schedule of that length would do better. The last is the shipped detector. ``seconds`` counts from the start, with
-DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again. ``--accuracy-output`` takes the
-last row, as ``accuracy.py`` would write it after the same training.
+DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again, and with ``--weights-dir`` one
+that was interrupted goes on from its last checkpoint. ``--accuracy-output`` takes the last row, as ``accuracy.py``
+would write it after the same training.
 """
 
 import logging
@@ -36,14 +37,18 @@ from common import (
     read_rows,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from anomalib_ddpm_st import DdpmSt
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "interrupted"
+CHECKPOINT_STEPS = 250
+
 
 class Snapshots(Callback):
-    """Keep the weights at some steps of training.
+    """Keep the weights at some steps of training, and the time that they took, however often it was interrupted.
 
     Args:
         steps (Sequence[int]): Numbers of optimiser steps.
@@ -68,6 +73,15 @@ class Snapshots(Callback):
             self.seconds[step] = time.perf_counter() - self.start
             torch.save(pl_module.state_dict(), self.path(step))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Time up to a checkpoint."""
+        return {"seconds": self.seconds, "elapsed": time.perf_counter() - self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the time of a checkpoint."""
+        self.seconds = state_dict["seconds"]
+        self.start = time.perf_counter() - state_dict["elapsed"]
+
 
 def run(
     category: str,
@@ -87,7 +101,7 @@ def run(
         arguments (dict[str, Any]): Init arguments of :class:`DdpmSt`.
         data_root (Path): Folder of the categories.
         precision (str): Precision of the Trainer while training; measured in 32 bit.
-        folder (Path): Folder for weights.
+        folder (Path): Folder for weights; a checkpoint of the same run that lies there is gone on from.
 
     Returns:
         list[dict[str, Any]]: One row for each share.
@@ -96,8 +110,11 @@ def run(
     model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
     datamodule = make_mvtec(data_root, category)
     snapshots = Snapshots([round(share * model.training_steps) for share in shares], folder)
-    engine = make_training_engine(precision, default_root_dir=folder, callbacks=[snapshots])
-    engine.fit(model, datamodule=datamodule)
+    checkpoint = folder / f"{CHECKPOINT}.ckpt"
+    interval = min(CHECKPOINT_STEPS, model.training_steps)
+    keep = ModelCheckpoint(folder, CHECKPOINT, every_n_train_steps=interval, enable_version_counter=False)
+    engine = make_training_engine(precision, default_root_dir=folder, callbacks=[snapshots, keep])
+    engine.fit(model, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
     rows = []
     for step, seconds in snapshots.seconds.items():
         model.load_state_dict(torch.load(snapshots.path(step), weights_only=True))

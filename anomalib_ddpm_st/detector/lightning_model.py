@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import pandas as pd
 import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch
@@ -26,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
-from anomalib_ddpm_st.images import evenly, load_normal_images
+from anomalib_ddpm_st.images import evenly, find_transform, load_normal_images
 from anomalib_ddpm_st.progress import progress
 from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
-from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, DiffusionAnomalyGenerator
-from anomalib_ddpm_st.synthesis.preparation import prepare_bank, prepare_diffusion
+from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, SOURCES, DiffusionAnomalyGenerator, Synthesis
+from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_bank, prepare_diffusion
 
 from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
 from .loss import DdpmStLoss
@@ -38,14 +37,6 @@ from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel
 
 logger = logging.getLogger(__name__)
 
-Synthesis = Literal["diffusion", "mixture", "self_texture", "noise", "none"]
-SOURCES: dict[str, dict[str, float]] = {
-    "diffusion": {"bank": 1.0},
-    "mixture": {"bank": 0.5, "self_texture": 0.5},
-    "self_texture": {"self_texture": 1.0},
-    "noise": {"noise": 1.0},
-    "none": {"self_texture": 1.0},
-}
 Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
 MAX_VARIATION = 3.0
@@ -110,7 +101,7 @@ class DdpmSt(AnomalibModule):
             they are within 4 degrees, 6 % of size, 4 % of place, 15 % of contrast and 0.05 of brightness.
             Defaults to ``1.0``.
         training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
-            Trainer ends it sooner. Defaults to ``3000``.
+            Trainer ends it sooner. Defaults to ``6000``.
         learning_rate (float): Peak learning rate. Defaults to ``1e-3``.
         encoder_learning_rate (float): Peak learning rate of the encoder of an ``"encoder"`` student.
             Defaults to ``2e-4``.
@@ -176,7 +167,7 @@ class DdpmSt(AnomalibModule):
         foreground: Literal["auto", "off"] = "auto",
         augmentation: Augmentation = "auto",
         variation: float = 1.0,
-        training_steps: int = 3000,
+        training_steps: int = 6000,
         learning_rate: float = 1e-3,
         encoder_learning_rate: float = 2e-4,
         segmentation_weight: float = 1.0,
@@ -277,7 +268,7 @@ class DdpmSt(AnomalibModule):
     def _refuse_normalize(self) -> None:
         """Images must reach the model in [0, 1]; normalised twice, training would fail without a word."""
         transform = getattr(self.pre_processor, "transform", None)
-        if _contains(transform, Normalize):
+        if find_transform(transform, Normalize) is not None:
             msg = (
                 "DdpmSt normalises images itself, by the statistics of its backbone: take Normalize out of the "
                 "transform of the pre-processor."
@@ -324,7 +315,7 @@ class DdpmSt(AnomalibModule):
                 f"{type(dataset).__name__}: wrap the images in anomalib.data.Folder, or set synthesis='self_texture'."
             )
             raise TypeError(msg)
-        images = load_normal_images(_normal_paths(samples), self.input_size or (256, 256))
+        images = load_normal_images(normal_paths(samples), self.input_size or (256, 256))
         device = self.trainer.strategy.root_device
         precision = str(self.trainer.precision)
         start = time.perf_counter()
@@ -393,7 +384,7 @@ class DdpmSt(AnomalibModule):
         samples = getattr(dataset, "samples", None)
         if samples is None:
             return None
-        return load_normal_images(_normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
+        return load_normal_images(normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
 
     def _symmetries(self, images: torch.Tensor | None) -> torch.Tensor:
         """Flips and quarter turns to train with, boolean of shape ``(A, 3)``."""
@@ -619,13 +610,3 @@ class DdpmSt(AnomalibModule):
                 F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
             ],
         )
-
-
-def _normal_paths(samples: pd.DataFrame) -> list[str]:
-    """Paths of the normal images among the samples of an anomalib dataset."""
-    return samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
-
-
-def _contains(transform: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether a transform, or one nested in it, is of a kind."""
-    return isinstance(transform, kind) or any(_contains(part, kind) for part in getattr(transform, "transforms", ()))

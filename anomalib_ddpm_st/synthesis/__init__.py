@@ -5,5 +5,6 @@
 
 from .bank import TextureBank, sample_bank
 from .generator import AnomalyParameters, DiffusionAnomalyGenerator
+from .preparation import prepare_generator
 
-__all__ = ["AnomalyParameters", "DiffusionAnomalyGenerator", "TextureBank", "sample_bank"]
+__all__ = ["AnomalyParameters", "DiffusionAnomalyGenerator", "TextureBank", "prepare_generator", "sample_bank"]

@@ -34,6 +34,14 @@ from .masks import (
 
 Foreground = Literal["auto", "off"]
 Source = Literal["bank", "self_texture", "noise"]
+Synthesis = Literal["diffusion", "mixture", "self_texture", "noise", "none"]
+SOURCES: dict[Synthesis, dict[str, float]] = {
+    "diffusion": {"bank": 1.0},
+    "mixture": {"bank": 0.5, "self_texture": 0.5},
+    "self_texture": {"self_texture": 1.0},
+    "noise": {"noise": 1.0},
+    "none": {"self_texture": 1.0},
+}
 TILES = 8
 NOISE_SPREAD = 0.2
 DEFAULT_CONTRAST = (0.1, 0.6)

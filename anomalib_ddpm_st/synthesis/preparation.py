@@ -4,18 +4,35 @@
 """From normal images to a bank of textures, through the cache."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-from anomalib_ddpm_st.cache import cached_folder, content_key
+from anomalib_ddpm_st.cache import cached_folder, content_key, default_cache_dir
 from anomalib_ddpm_st.diffusion import DefectPipeline, train_diffusion
+from anomalib_ddpm_st.diffusion.scheduler import Perturbation
+from anomalib_ddpm_st.images import load_normal_images, native_aspect
 
-from .bank import sample_bank
+from .bank import DEFAULT_START, DEFAULT_STRENGTH, SAME_ASPECT, check_bank_settings, sample_bank
+from .generator import SOURCES, DiffusionAnomalyGenerator, Synthesis
 
 SETTINGS_FILE = "settings.json"
+
+
+def normal_paths(samples: pd.DataFrame) -> list[str]:
+    """Paths of the normal images among the samples of an anomalib dataset.
+
+    Args:
+        samples (pd.DataFrame): ``samples`` of the dataset.
+
+    Returns:
+        list[str]: Paths.
+    """
+    return samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
 
 
 def prepare_diffusion(
@@ -99,3 +116,80 @@ def prepare_bank(
         (folder / SETTINGS_FILE).write_text(json.dumps({**settings, "diffusion": str(diffusion_path)}, indent=2))
 
     return cached_folder(cache_dir, f"bank-{key}", build)
+
+
+def prepare_generator(
+    images: Sequence[str | Path],
+    synthesis: Synthesis = "mixture",
+    image_size: tuple[int, int] = (256, 256),
+    diffusion_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    diffusion_steps: int = 1000,
+    bank_size: int = 256,
+    strength: Sequence[float] = DEFAULT_STRENGTH,
+    perturbation: Perturbation = "constant",
+    seed: int = 0,
+    device: torch.device | None = None,
+    precision: str = "32-true",
+    **settings: Any,  # noqa: ANN401
+) -> DiffusionAnomalyGenerator:
+    """Make a generator of defects for normal images: train a DDPM, fill a bank, or find both in the cache.
+
+    Args:
+        images (Sequence[str | Path]): Normal image files.
+        synthesis (Synthesis): Where defects come from: ``"diffusion"``, ``"mixture"`` of it and ``"self_texture"``, or
+            one of the others, which need no DDPM. Defaults to ``"mixture"``.
+        image_size (tuple[int, int]): Height and width that images are resized to for the DDPM. Defaults to 256 x 256.
+        diffusion_path (str | Path | None): Folder of a trained DDPM. ``None`` trains one. Defaults to ``None``.
+        cache_dir (str | Path | None): Folder for DDPMs and banks. ``None`` takes the user's cache folder.
+        diffusion_steps (int): Training steps of the DDPM. Defaults to ``1000``.
+        bank_size (int): Number of textures. Defaults to ``256``.
+        strength (Sequence[float]): Range of the strength of the perturbation.
+        perturbation (Perturbation): Kind of perturbation. Defaults to ``"constant"``.
+        seed (int): Seed of DDPM and bank. Defaults to ``0``.
+        device (torch.device | None): Device to train and sample on. ``None`` takes a GPU where there is one.
+        precision (str): Precision of the Trainer. Defaults to ``"32-true"``.
+        **settings: Further arguments of :class:`DiffusionAnomalyGenerator`.
+
+    Returns:
+        DiffusionAnomalyGenerator: Generator, its bank on the CPU.
+
+    Raises:
+        ValueError: If a setting is out of its range, or an image cannot be read.
+    """
+    if synthesis not in SOURCES:
+        msg = f"Unknown synthesis '{synthesis}': choose one of {', '.join(SOURCES)}."
+        raise ValueError(msg)
+    sources = SOURCES[synthesis]
+    if synthesis == "none":
+        settings["probability"] = 0.0
+    # Settings are checked now, not after stage 1.
+    DiffusionAnomalyGenerator(None, **settings)
+    bank_dir = None
+    if "bank" in sources:
+        bank_settings: dict[str, Any] = {"size": bank_size, "strength": list(strength), "perturbation": perturbation}
+        check_bank_settings(perturbation, strength, DEFAULT_START)
+        normal = load_normal_images(images, image_size)
+        aspect = native_aspect(images)
+        if abs(math.log(aspect * image_size[0] / image_size[1])) > SAME_ASPECT:
+            bank_settings["aspect"] = aspect
+        cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if diffusion_path is None:
+            diffusion_path = prepare_diffusion(
+                normal,
+                cache_dir,
+                {"training_steps": diffusion_steps, "seed": seed},
+                accelerator=device.type,
+                devices=1 if device.index is None else [device.index],
+                precision=precision,
+            )
+        bank_dir = prepare_bank(
+            normal,
+            diffusion_path,
+            cache_dir,
+            {**bank_settings, "seed": seed},
+            device,
+            mixed_precision=precision == "bf16-mixed",
+        )
+    return DiffusionAnomalyGenerator(bank_dir, sources=sources, **settings)

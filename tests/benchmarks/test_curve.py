@@ -4,6 +4,7 @@
 """Tests of the curve of accuracy against training time."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,38 @@ def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path) -> 
     assert all(0 <= row[metric] <= 100 for row in rows for metric in METRICS)
     early, late = (torch.load(tmp_path / f"step{step}.pt") for step in (1, 2))
     assert any(not torch.equal(early[name], late[name]) for name in early)
+
+
+def test_interrupted_training_goes_on(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its checkpoint, with the time that it had taken and the rows of before."""
+    arguments = {
+        "pre_trained": False,
+        "synthesis": "self_texture",
+        "training_steps": 3,
+        "pre_processor": DdpmSt.configure_pre_processor((64, 64)),
+    }
+    monkeypatch.setattr(curve, "CHECKPOINT_STEPS", 1)
+    measured: list[int] = []
+    step = DdpmSt.training_step
+
+    def training_step(model: DdpmSt, *inputs: Any, **more: Any) -> Any:  # noqa: ANN401
+        measured.append(model.trainer.global_step)
+        if len(measured) == 3:
+            raise RuntimeError("power cut")  # noqa: EM101, TRY003
+        return step(model, *inputs, **more)
+
+    monkeypatch.setattr(DdpmSt, "training_step", training_step)
+    settings = ("bottle", 1, [1 / 3, 1.0], arguments, data_root, "32-true", tmp_path)
+    with pytest.raises(RuntimeError, match="power cut"):
+        curve.run(*settings)
+    first = torch.load(tmp_path / "step1.pt")
+    began = time.perf_counter()
+    rows = curve.run(*settings)
+    assert measured == [0, 1, 2, 2]
+    assert [row["step"] for row in rows] == [1, 3]
+    assert rows[0]["seconds"] < rows[1]["seconds"] < 60 + time.perf_counter() - began
+    again = torch.load(tmp_path / "step1.pt")
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

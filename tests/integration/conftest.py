@@ -18,6 +18,7 @@ from anomalib_ddpm_st.demo import write_data
 
 ROOT = Path(__file__).parents[2]
 CATEGORY = "gravel"
+Shell = Callable[..., subprocess.CompletedProcess]
 TINY: dict[str, Any] = {
     "pre_trained": False,
     "diffusion_steps": 2,
@@ -65,7 +66,7 @@ def tiny(cache_dir: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+def shell(tmp_path: Path) -> Shell:
     """Run a command in an empty folder, offline, and show its output where it fails."""
 
     def call(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:

@@ -4,8 +4,6 @@
 """Every surface of anomalib that takes a model by name finds DdpmSt."""
 
 import csv
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ from anomalib.models import get_model, list_models
 
 import anomalib_ddpm_st
 
-ROOT = Path(__file__).parents[2]
-Shell = Callable[..., subprocess.CompletedProcess]
+from .conftest import ROOT, Shell
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 
 from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.synthesis import TextureBank, preparation
-from anomalib_ddpm_st.synthesis.preparation import load_pipeline, prepare_bank, prepare_diffusion
+from anomalib_ddpm_st.synthesis.preparation import (
+    load_pipeline,
+    normal_paths,
+    prepare_bank,
+    prepare_diffusion,
+    prepare_generator,
+)
 
 DIFFUSION: dict[str, Any] = {"training_steps": 1, "batch_size": 2, "block_out_channels": [8, 8]}
 TRAINER: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
@@ -152,3 +160,98 @@ def test_load_pipeline_asks_no_hub(pipeline_dir: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("socket.socket.connect", fail)
     assert isinstance(load_pipeline(pipeline_dir).unet, UNet2DModel)
+
+
+def test_normal_paths() -> None:
+    """Defective images are left out; no samples give no paths."""
+    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
+    assert normal_paths(samples) == ["a", "c"]
+    assert normal_paths(pd.DataFrame()) == []
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Three images, twice as wide as high."""
+    names = [tmp_path / f"{index}.png" for index in range(3)]
+    for name in names:
+        Image.fromarray(torch.randint(256, (32, 64, 3), dtype=torch.uint8).numpy()).save(name)
+    return names
+
+
+@pytest.mark.parametrize(("size", "aspect"), [((32, 32), 2.0), ((32, 64), None)])
+def test_generator_from_images(
+    paths: list[Path],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    size: tuple[int, int],
+    aspect: float | None,
+) -> None:
+    """A bank for the images, which remembers their proportions where they were squeezed; the rest is passed on."""
+    generator = prepare_generator(
+        paths,
+        "diffusion",
+        size,
+        pipeline_dir,
+        tmp_path / "cache",
+        bank_size=3,
+        device=CPU,
+        probability=0.25,
+        soft=0.0,
+    )
+    assert generator.bank is not None
+    assert generator.bank.textures.shape == (3, 3, *size)
+    assert (None if generator.bank.aspect is None else generator.bank.aspect.item()) == aspect
+    assert (generator.probability, generator.soft) == (0.25, 0.0)
+    assert generator.shares == [1.0, 0.0, 0.0]
+
+
+def test_generator_trains_a_ddpm_where_none_is_given(
+    paths: list[Path],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the device and in the precision that were asked for."""
+    asked: dict[str, Any] = {}
+
+    def prepare(images: torch.Tensor, cache_dir: Path, settings: dict[str, Any], **trainer: Any) -> Path:  # ruff: ignore[any-type]
+        asked.update(images=images, cache_dir=cache_dir, **settings, **trainer)
+        return pipeline_dir
+
+    monkeypatch.setattr(preparation, "prepare_diffusion", prepare)
+    prepare_generator(
+        paths, cache_dir=tmp_path, diffusion_steps=5, bank_size=2, seed=3, device=CPU, precision="bf16-mixed"
+    )
+    assert asked.pop("images").shape == (3, 3, 256, 256)
+    expected = {"training_steps": 5, "seed": 3, "accelerator": "cpu", "devices": 1, "precision": "bf16-mixed"}
+    assert asked == {"cache_dir": tmp_path, **expected}
+
+
+@pytest.mark.parametrize("synthesis", ["self_texture", "noise", "none"])
+def test_generator_without_a_ddpm(synthesis: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # ruff: ignore[any-type]
+    """Nothing is read, trained or sampled."""
+    for name in ("load_normal_images", "prepare_diffusion", "prepare_bank"):
+        forbid(monkeypatch, name)
+    generator = prepare_generator(["missing.png"], synthesis)
+    assert generator.bank is None
+    assert (generator.probability == 0) == (synthesis == "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"synthesis": "magic"}, "Unknown synthesis 'magic'"),
+        ({"strength": (2.0, 1.0)}, "strength must be"),
+        ({"probability": 3.0}, "probability must lie"),
+    ],
+)
+def test_bad_settings_cost_no_training(
+    paths: list[Path],
+    arguments: dict[str, Any],
+    match: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are named before stage 1."""
+    forbid(monkeypatch, "prepare_diffusion")
+    with pytest.raises(ValueError, match=match):
+        prepare_generator(paths, **arguments)

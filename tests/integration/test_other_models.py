@@ -1,0 +1,55 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models of anomalib that train with defects of a DDPM, by the configs of this repository."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from anomalib.models import Draem
+
+from anomalib_ddpm_st import SyntheticAnomalies, prepare_generator, synthetic_split
+
+from .conftest import ROOT, Shell
+
+
+@pytest.mark.parametrize("name", ["draem", "supersimplenet"])
+def test_config(name: str, shell: Shell, tmp_path: Path, mvtec_root: Path, cache_dir: str) -> None:
+    """The config trains the model for a step, made small; Supersimplenet with a backbone without weights."""
+    config = yaml.safe_load((ROOT / "configs" / f"{name}_ddpm_st.yaml").read_text())
+    config["trainer"].update(max_steps=1, max_epochs=1, accelerator="cpu")
+    config["trainer"]["callbacks"][0]["init_args"].update(diffusion_steps=2, bank_size=4, cache_dir=cache_dir)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    data = [f"--data.root={mvtec_root}", "--data.category=gravel", "--data.train_batch_size=2", "--data.num_workers=0"]
+    command = ["anomalib", "fit", "-c", str(path), "--data", "anomalib.data.MVTecAD", *data]
+    result = shell(*command, check=name == "draem")
+    if name == "draem":
+        assert len(list(tmp_path.rglob("model.ckpt"))) == 1
+    else:
+        # Its weights come from the hub alone; up to there the config is understood.
+        assert "hub" in (result.stdout + result.stderr).lower()
+
+
+def test_draem_with_a_validation_set_of_defects(
+    tmp_path: Path,
+    mvtec_root: Path,
+    cache_dir: str,
+) -> None:
+    """Trained and validated with defects of a DDPM; the checkpoint holds none of it."""
+    data = MVTecAD(mvtec_root, "gravel", 2, 2, 0, val_split_mode="synthetic", val_split_ratio=0.4, seed=0)
+    good = sorted((mvtec_root / "gravel" / "train" / "good").glob("*.png"))
+    settings = {"diffusion_steps": 2, "bank_size": 4, "cache_dir": cache_dir}
+    with synthetic_split(prepare_generator(good, image_size=(64, 64), **settings)):
+        data.setup()
+    model = Draem(dtd_dir=tmp_path, pre_processor=Draem.configure_pre_processor((64, 64)))
+    use = SyntheticAnomalies(**settings)
+    engine = Engine(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[use])
+    names = set(model.state_dict())
+    engine.fit(model, datamodule=data)
+    assert set(model.state_dict()) == names
+    assert any(bool(item.gt_label) for item in data.val_data)
+    assert model.post_processor.image_threshold.isfinite(), "the threshold comes from validation"

@@ -1,0 +1,178 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Defects of a DDPM for other models."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from anomalib.models import Draem, Patchcore, Stfpm, Supersimplenet
+from torch import nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_ddpm_st import DiffusionAnomalyGenerator, SyntheticAnomalies, callback
+from anomalib_ddpm_st.callback import FeaturesAsTheyAre, NormalizedGenerator
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backbones with random weights."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False}))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments that ``prepare_generator`` was called with; it gives a generator without a bank."""
+    arguments: dict[str, Any] = {}
+
+    def prepare(images: list[str], **settings: Any) -> DiffusionAnomalyGenerator:  # ruff: ignore[any-type]
+        arguments.update(images=images, **settings)
+        return DiffusionAnomalyGenerator(None, settings["probability"])
+
+    monkeypatch.setattr(callback, "prepare_generator", prepare)
+    return arguments
+
+
+class Data(AnomalibDataModule):
+    """Datamodule of which only the names of its files are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(train_batch_size=1, eval_batch_size=1, num_workers=0)
+        samples = pd.DataFrame({"image_path": ["a.png", "b.png", "c.png"], "label_index": [0, 1, 0]})
+        self.train_data = SimpleNamespace(samples=samples)
+
+    def _setup(self, _stage: str | None = None) -> None:
+        pass
+
+
+def trainer(datamodule: Any = None) -> Any:  # ruff: ignore[any-type]
+    """Stand-in for the Trainer."""
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(datamodule=datamodule or Data(), strategy=strategy, precision="bf16-mixed")
+
+
+def test_draem_gets_the_generator(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """While it is trained, and its own again after."""
+    model = Draem(dtd_dir=tmp_path)
+    own = model.augmenter
+    assert isinstance(own, PerlinAnomalyGenerator)
+    use = SyntheticAnomalies(probability=1.0, diffusion_steps=7, cache_dir="cache")
+    use.setup(trainer(), model, "test")
+    assert model.augmenter is own
+    use.setup(trainer(), model, "fit")
+    assert isinstance(model.augmenter, NormalizedGenerator)
+    assert asked["images"] == ["a.png", "c.png"]
+    assert asked["image_size"] == (256, 256)
+    assert (asked["diffusion_steps"], asked["cache_dir"], asked["precision"]) == (7, "cache", "bf16-mixed")
+    images = torch.rand(2, 3, 64, 64)
+    augmented, masks = model.augmenter(images)
+    assert masks.flatten(1).any(dim=1).all()
+    assert torch.equal((augmented != images).any(dim=1, keepdim=True) & ~masks.bool(), torch.zeros_like(masks).bool())
+    batch = ImageBatch(image=images.clone(), gt_label=torch.zeros(2, dtype=torch.bool))
+    use.on_train_batch_start(trainer(), model, batch, 0)
+    assert torch.equal(batch.image, images)
+    use.teardown(trainer(), model, "fit")
+    assert model.augmenter is own
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+@pytest.mark.parametrize("adapt_cls_features", [True, False])
+def test_supersimplenet_gets_images_with_defects(
+    supervised: bool,
+    adapt_cls_features: bool,
+    asked: dict[str, Any],
+) -> None:
+    """Images, masks and labels of the batch; its features are left alone. Fails where anomalib calls it otherwise."""
+    model = Supersimplenet(
+        backbone="resnet18.tv_in1k", supervised=supervised, adapt_cls_features=adapt_cls_features
+    ).train()
+    own = model.model.anomaly_generator
+    use = SyntheticAnomalies(probability=1.0)
+    use.setup(trainer(), model, "fit")
+    assert asked["image_size"] == (256, 256)
+    assert isinstance(model.model.anomaly_generator, FeaturesAsTheyAre)
+    normalize = model.pre_processor.transform
+    images = normalize(torch.rand(2, 3, 64, 64))
+    batch = ImageBatch(
+        image=images.clone(),
+        gt_label=torch.zeros(2, dtype=torch.bool),
+        gt_mask=torch.zeros(2, *images.shape[-2:], dtype=torch.bool),
+    )
+    use.on_train_batch_start(trainer(), model, batch, 0)
+    assert batch.gt_label.all()
+    assert batch.gt_mask.shape == (2, *images.shape[-2:])
+    changed = (batch.image != images).any(dim=1)
+    assert changed.any()
+    assert not (changed & ~batch.gt_mask).any()
+    anomaly_map, score, masks, labels = model.model(batch.image, batch.gt_mask, batch.gt_label)
+    assert len(anomaly_map) == len(score) == len(masks) == len(labels) == 2
+    assert labels.all()
+    assert masks.flatten(1).any(dim=1).all()
+    use.teardown(trainer(), model, "fit")
+    assert model.model.anomaly_generator is own
+    use.on_train_batch_start(trainer(), model, batch, 1)
+
+
+@pytest.mark.parametrize("kind", [Patchcore, Stfpm])
+def test_models_that_make_no_defects(kind: type, asked: dict[str, Any]) -> None:
+    """Pasted into their images, defects would be learned as normal."""
+    with pytest.raises(TypeError, match=f"{kind.__name__} makes no defects"):
+        SyntheticAnomalies().setup(trainer(), kind(backbone="resnet18"), "fit")
+    assert not asked
+
+
+def test_no_datamodule(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Its normal images are what the DDPM learns."""
+    model = Draem(dtd_dir=tmp_path)
+    with pytest.raises(TypeError, match="pass one to the Engine"):
+        SyntheticAnomalies().setup(trainer(datamodule="a loader"), model, "fit")
+    assert not asked
+    assert isinstance(model.augmenter, PerlinAnomalyGenerator)
+
+
+@pytest.mark.parametrize("arguments", [{"probability": 2.0}, {"blend_factor": [0.9, 0.1]}, {"foreground": "on"}])
+def test_bad_settings_are_named_at_once(arguments: dict[str, Any]) -> None:
+    """Not when training starts."""
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        SyntheticAnomalies(**arguments)
+
+
+@pytest.mark.parametrize("normalize", [Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), None])
+def test_normalised_images(normalize: Normalize | None) -> None:
+    """Defects are those of the image before it was normalised, and nothing else changes."""
+    images = torch.rand(2, 3, 48, 48)
+    images[0, :, :24] = 0
+    images[1, :, :24] = 1
+    transform = nn.Identity() if normalize is None else normalize
+    results = []
+    for wrap in (True, False):
+        generator = DiffusionAnomalyGenerator(None, 1.0, generator=torch.Generator().manual_seed(2))
+        if wrap:
+            results.append(NormalizedGenerator(generator, normalize)(transform(images)))
+        else:
+            augmented, masks = generator(images)
+            results.append((transform(augmented), masks))
+    assert results[0][1].any()
+    assert (results[0][1] != results[1][1]).float().mean() < 0.01
+    same = (results[0][1] == results[1][1]).expand_as(images)
+    torch.testing.assert_close(results[0][0][same], results[1][0][same], atol=1e-5, rtol=0)
+    outside = ~results[0][1].bool().expand_as(images)
+    assert torch.equal(results[0][0][outside], transform(images)[outside])
+
+
+def test_normalize_is_found_however_deep(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """A pre-processor of nested transforms."""
+    model = Draem(dtd_dir=tmp_path)
+    model.pre_processor.transform = Compose([Compose([Resize((32, 32)), Normalize([0.1] * 3, [0.2] * 3)])])
+    SyntheticAnomalies().setup(trainer(), model, "fit")
+    assert asked["image_size"] == (32, 32)
+    torch.testing.assert_close(model.augmenter.mean.flatten(), torch.full((3,), 0.1))
+    torch.testing.assert_close(model.augmenter.std.flatten(), torch.full((3,), 0.2))
