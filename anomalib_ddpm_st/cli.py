@@ -6,10 +6,12 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+import yaml
 from anomalib.cli import AnomalibCLI
+from anomalib.data import get_datamodule
 from anomalib.data.utils import get_image_filenames
 from anomalib.loggers import configure_logger
 from jsonargparse import ArgumentParser
@@ -20,11 +22,14 @@ from .cache import default_cache_dir
 from .diffusion import train_diffusion
 from .images import load_normal_images
 from .registration import keep_benchmark_results
-from .synthesis import DiffusionAnomalyGenerator
+from .report import measure_health, save_report
+from .synthesis import prepare_generator
 from .synthesis.bank import DEFAULT_STRENGTH
-from .synthesis.preparation import prepare_bank, prepare_diffusion
-from .visualization import save_contact_sheet
+from .synthesis.generator import SOURCES, Synthesis
+from .synthesis.pairs import write_pairs
+from .synthesis.preparation import load_pipeline, normal_paths, prepare_diffusion
 
+MAX_BANK_SIZE = 256
 SHEET_ROWS = 16
 
 
@@ -39,6 +44,7 @@ def diffusion(
     accelerator: str = "auto",
     devices: int | str = "auto",
     precision: str = "32-true",
+    teacher_weights: str | None = None,
 ) -> None:
     """Train the DDPM of stage 1 alone, on a folder of normal images.
 
@@ -53,6 +59,8 @@ def diffusion(
         accelerator: Accelerator of the Trainer.
         devices: Devices of the Trainer.
         precision: Precision of the Trainer; bf16-mixed is faster where the processor supports it.
+        teacher_weights: Local weights of ResNet-18, by which the health of the DDPM is measured; by default from
+            timm's hub. Without a network and without a file it is not measured.
 
     Raises:
         FileExistsError: If the output folder holds a trained DDPM already.
@@ -76,76 +84,111 @@ def diffusion(
     samples = pipeline(batch_size=SHEET_ROWS, generator=generator)[0]
     save_image(samples, output / "samples.png", nrow=4)
     print(f"Trained DDPM in {output}; {output / 'samples.png'} shows samples, which should look normal.")  # noqa: T201
+    measure_health(pipeline, normal, output, teacher_weights)
 
 
 def synthesize(
-    images: Path,
     output: Path,
-    count: int = 100,
+    images: Path | None = None,
+    data: Path | None = None,
+    per_image: int = 1,
+    count: int | None = None,
+    synthesis: Synthesis = "diffusion",
     diffusion_path: Path | None = None,
     image_size: tuple[int, int] = (256, 256),
+    full_size: bool = False,
     strength: tuple[float, float] = DEFAULT_STRENGTH,
     perturbation: Literal["constant", "scaled"] = "constant",
     foreground: Literal["auto", "off"] = "auto",
     diffusion_steps: int = 1000,
-    bank_size: int = 256,
+    bank_size: int | None = None,
+    teacher_weights: str | None = None,
     seed: int = 0,
     cache_dir: Path | None = None,
+    precision: str = "32-true",
 ) -> None:
     """Write images with synthetic defects and their masks, for anomalib's Folder datamodule or for looking at.
 
     Args:
+        output: Folder that gets image/, mask/, pairs.csv, contact_sheet.png and report.html. What an interrupted call
+            left in it is gone on from.
         images: Folder of normal images.
-        output: Folder that gets image/, mask/ and contact_sheet.png.
-        count: Number of pairs of image and mask.
+        data: Config of a datamodule of anomalib (YAML with class_path and init_args), instead of a folder.
+        per_image: Pairs of each normal image.
+        count: Number of pairs, instead of so many of each image.
+        synthesis: Where defects come from; diffusion takes textures of the DDPM alone.
         diffusion_path: Folder of a trained DDPM; without it one is trained first, or taken from the cache.
-        image_size: Height and width of the pairs in pixels.
+        image_size: Height and width that images have for the DDPM, and that the pairs have.
+        full_size: Write pairs at the size of each normal image instead.
         strength: Range of the strength of the perturbation.
         perturbation: Kind of perturbation.
         foreground: Keep defects on an object that lies on a plain background, or put them anywhere.
         diffusion_steps: Training steps of the DDPM, where one is trained.
-        bank_size: Number of textures sampled.
-        seed: Seed of every random draw.
+        bank_size: Number of textures sampled; by default one for each pair, at most 256.
+        teacher_weights: Local weights of ResNet-18, by which the health of the DDPM is measured; by default from
+            timm's hub. Without a network and without a file it is not measured.
+        seed: Seed of every random draw: the same seed gives the same files.
         cache_dir: Folder for DDPMs and banks; by default the user's cache folder.
+        precision: Precision of training and sampling; bf16-mixed is faster where the processor supports it.
     """
-    normal = load_normal_images(get_image_filenames(images), image_size)
-    cache_dir = cache_dir or default_cache_dir()
-    if diffusion_path is None:
-        diffusion_path = prepare_diffusion(normal, cache_dir, {"training_steps": diffusion_steps, "seed": seed})
-    settings = {"size": bank_size, "strength": list(strength), "perturbation": perturbation, "seed": seed}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bank_dir = prepare_bank(normal, diffusion_path, cache_dir, settings, device)
-    generator = DiffusionAnomalyGenerator(
-        bank_dir,
-        probability=1.0,
+    paths = _normal_images(images, data)
+    number = len(paths) * per_image if count is None else count
+    bank_size = bank_size or max(1, min(number, MAX_BANK_SIZE))
+    settings = {
+        "synthesis": synthesis,
+        "strength": list(strength),
+        "perturbation": perturbation,
+        "foreground": foreground,
+        "bank_size": bank_size,
+        "diffusion": str(diffusion_path or f"{diffusion_steps} training steps, seed {seed}"),
+    }
+    pipeline, normal, health = None, None, None
+    output.mkdir(parents=True, exist_ok=True)
+    if "bank" in SOURCES[synthesis]:
+        normal = load_normal_images(paths, image_size)
+        if diffusion_path is None:
+            trainer = {"accelerator": "gpu" if torch.cuda.is_available() else "cpu", "devices": 1}
+            diffusion_path = prepare_diffusion(
+                normal,
+                cache_dir or default_cache_dir(),
+                {"training_steps": diffusion_steps, "seed": seed},
+                precision=precision,
+                **trainer,
+            )
+        pipeline = load_pipeline(diffusion_path)
+        health = measure_health(pipeline, normal, output, teacher_weights)
+    generator = prepare_generator(
+        paths,
+        synthesis,
+        image_size,
+        diffusion_path,
+        cache_dir,
+        bank_size=bank_size,
+        strength=strength,
+        perturbation=perturbation,
+        seed=seed,
+        precision=precision,
         foreground=foreground,
-        generator=torch.Generator().manual_seed(seed),
     )
-    for name in ("image", "mask"):
-        (output / name).mkdir(parents=True, exist_ok=True)
-    sheet: dict[str, list[torch.Tensor]] = {"normal": [], "synthetic": [], "mask": []}
-    written = attempt = 0
-    while written < count:
-        original = normal[attempt % len(normal)].float() / 255
-        attempt += 1
-        synthetic, mask = generator(original)
-        if not mask.any():
-            # The Perlin mask missed the object: draw again.
-            if attempt > 100 * (written + 1):
-                msg = (
-                    f"{attempt} tries gave {written} defects: the textures hardly differ from the normal images. "
-                    "Raise the strength, or train the DDPM for longer."
-                )
-                raise RuntimeError(msg)
-            continue
-        save_image(synthetic, output / "image" / f"{written:05d}.png")
-        save_image(mask, output / "mask" / f"{written:05d}.png")
-        if written < SHEET_ROWS:
-            for name, picture in zip(sheet, (original, synthetic, mask), strict=True):
-                sheet[name].append(picture)
-        written += 1
-    save_contact_sheet(output / "contact_sheet.png", sheet)
-    print(f"{written} pairs in {output}; look at {output / 'contact_sheet.png'}.")  # noqa: T201
+    size = None if full_size else image_size
+    pairs = write_pairs(generator, paths, output, per_image, count, size, seed, settings)
+    page = save_report(output, pairs, size, {**settings, "seed": seed}, pipeline, normal, health)
+    print(f"{len(pairs)} pairs in {output}; look at {page}.")  # noqa: T201
+
+
+def _normal_images(images: Path | None, data: Path | None) -> list[Path]:
+    """Normal images of a folder, or of the training set of a datamodule."""
+    if (images is None) == (data is None):
+        msg = "Give either a folder of normal images (--images) or the config of a datamodule (--data)."
+        raise ValueError(msg)
+    if images is not None:
+        return sorted(get_image_filenames(images))
+    with cast("Path", data).open(encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    datamodule = get_datamodule(config.get("data", config))
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return sorted(map(Path, normal_paths(datamodule.train_data.samples)))
 
 
 def demo(

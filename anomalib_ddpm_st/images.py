@@ -64,11 +64,22 @@ def load_normal_images(
     if len(paths) > max_images:
         logger.info("Of %d normal images %d are looked at.", len(paths), max_images)
         paths = [paths[index] for index in evenly(len(paths), max_images)]
-    return torch.stack([_load(Path(path), image_size) for path in paths])
+    return torch.stack([load_image(path, image_size) for path in paths])
 
 
-def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
-    """Read one image as ``uint8`` of shape ``(3, H, W)``."""
+def load_image(path: str | Path, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Read one image.
+
+    Args:
+        path (str | Path): Image file.
+        image_size (tuple[int, int] | None): Height and width to resize to. ``None`` leaves it as it is.
+
+    Returns:
+        torch.Tensor: Image, ``uint8`` of shape ``(3, H, W)``.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
     try:
         with Image.open(path) as file:
             mode = file.mode
@@ -82,8 +93,10 @@ def _load(path: Path, image_size: tuple[int, int]) -> torch.Tensor:
         raise ValueError(msg) from error
     # In whole numbers and 64 bit: else the last bit of a pixel, and with it every cache key, hangs on the number of
     # threads.
-    image = functional.resize((torch.as_tensor(image) * 255).round().double(), list(image_size), antialias=False)
-    return image.round().clamp(0, 255).to(torch.uint8)
+    pixels = (torch.as_tensor(image) * 255).round().double()
+    if image_size is not None:
+        pixels = functional.resize(pixels, list(image_size), antialias=False)
+    return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def native_aspect(paths: Sequence[str | Path]) -> float:

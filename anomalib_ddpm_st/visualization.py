@@ -12,14 +12,16 @@ from matplotlib.figure import Figure
 INCHES_PER_IMAGE = 1.6
 
 
-def save_contact_sheet(path: str | Path, columns: Mapping[str, Sequence[torch.Tensor]], title: str = "") -> None:
-    """Save images side by side, one row for each sample and one titled column for each kind.
+def contact_sheet(columns: Mapping[str, Sequence[torch.Tensor]], title: str = "") -> Figure:
+    """Put images side by side, one row for each sample and one titled column for each kind.
 
     Args:
-        path (str | Path): PNG file to write.
         columns (Mapping[str, Sequence[torch.Tensor]]): Images by title, all of one length; colour images of shape
             ``(3, H, W)``, masks and anomaly maps of shape ``(1, H, W)``, values in [0, 1].
         title (str): Title of the sheet. Defaults to ``""``.
+
+    Returns:
+        Figure: Sheet.
     """
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(INCHES_PER_IMAGE * len(columns), INCHES_PER_IMAGE * rows + 0.6), layout="constrained")
@@ -35,7 +37,35 @@ def save_contact_sheet(path: str | Path, columns: Mapping[str, Sequence[torch.Te
                 axis.imshow(pixels.permute(1, 2, 0))
             axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def save_contact_sheet(path: str | Path, columns: Mapping[str, Sequence[torch.Tensor]], title: str = "") -> None:
+    """Save a contact sheet.
+
+    Args:
+        path (str | Path): PNG file to write.
+        columns (Mapping[str, Sequence[torch.Tensor]]): As in :func:`contact_sheet`.
+        title (str): Title of the sheet. Defaults to ``""``.
+    """
+    contact_sheet(columns, title).savefig(path, dpi=110)
+
+
+def histograms(values: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw one histogram beside the other.
+
+    Args:
+        values (Mapping[str, Sequence[float]]): Values by name.
+
+    Returns:
+        Figure: Histograms.
+    """
+    figure = Figure(figsize=(4 * len(values), 3), layout="constrained")
+    for axis, (name, numbers) in zip(figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True):
+        axis.hist(numbers, bins="auto")
+        axis.set_xlabel(name)
+        axis.set_ylabel("pairs")
+    return figure
 
 
 def save_score_histogram(path: str | Path, scores: torch.Tensor, labels: torch.Tensor) -> None:

@@ -1,0 +1,196 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What synthetic defects cost: a sample, a training step's share, and a hundred pairs.
+
+Example:
+    python benchmarks/synthesis.py --diffusion-path DIR --output benchmarks/results/synthesis.json
+
+Weights are random where only time is measured: that of RealNet's generator (Zhang et al., 2024), built from diffusers'
+blocks in its shape and run for one step, the cost of its 20 steps being 20 times that.
+
+- ``flops_ratio``, ``time_ratio``: a sample of RealNet over a texture of the bank, which takes two samples.
+- ``generator_share``, ``perlin_share``: share of the generator, and of anomalib's Perlin generator in its place, in a
+  training step of the default detector; both run in turn on the same images.
+- ``seconds_100_pairs``: ``anomalib-ddpm-st synthesize`` of a hundred pairs, page and bank included.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from common import command, commit, machine
+from diffusers import UNet2DModel
+from jsonargparse import ArgumentParser
+from torch.utils.flop_counter import FlopCounterMode
+
+from anomalib_ddpm_st.detector import DdpmStModel
+from anomalib_ddpm_st.detector.augmentation import vary
+from anomalib_ddpm_st.detector.loss import DdpmStLoss
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
+from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, sample_bank
+from anomalib_ddpm_st.synthesis.generator import SOURCES
+
+logger = logging.getLogger(__name__)
+
+SIZE = (256, 256)
+REALNET_STEPS = 20
+STEPS = 10
+BATCH_SIZE = 8
+PAIRS = 100
+
+
+def realnet_unet() -> UNet2DModel:
+    """Network in the shape of RealNet's: width 256, multipliers 1, 1, 2, 2, 4, 4, attention at 32, 16 and 8 pixels."""
+    widths = (256, 256, 512, 512, 1024, 1024)
+    down = ("DownBlock2D",) * 3 + ("AttnDownBlock2D",) * 3
+    up = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",) * 3
+    return UNet2DModel(
+        SIZE,
+        layers_per_block=2,
+        block_out_channels=widths,
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=64,
+    ).eval()
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median time of a call, after one that does not count where there are more."""
+    times = []
+    for _ in range(repeats + (repeats > 1)):
+        start = time.perf_counter()
+        with torch.no_grad():
+            run()
+        times.append(time.perf_counter() - start)
+    return median(times[-repeats:])
+
+
+def compare_samples() -> dict[str, float]:
+    """Cost of one texture against one sample of RealNet's generator."""
+    pipeline = DefectPipeline(build_unet(SIZE).eval(), PerturbedDDPMScheduler(prediction_type="sample"))
+    pipeline.set_progress_bar_config(disable=True)
+    image = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
+
+    def texture() -> None:
+        sample_bank(pipeline, image, 1, num_inference_steps=STEPS)
+
+    own_flops, own_seconds = flops(texture), seconds(texture, 5)
+    unet, noise = realnet_unet(), torch.randn(1, 3, *SIZE)
+
+    def step() -> None:
+        unet(noise, 500)
+
+    peer_flops, peer_seconds = REALNET_STEPS * flops(step), REALNET_STEPS * seconds(step, 1)
+    return {
+        "flops_ratio": peer_flops / own_flops,
+        "time_ratio": peer_seconds / own_seconds,
+        "texture_gflops": own_flops / 1e9,
+        "texture_seconds": own_seconds,
+        "realnet_gflops": peer_flops / 1e9,
+        "realnet_seconds": peer_seconds,
+    }
+
+
+def share_of_a_step(images: torch.Tensor, diffusion_path: Path, repeats: int, bfloat16: bool) -> dict[str, float]:
+    """Share of each generator in a training step.
+
+    Args:
+        images (torch.Tensor): Batch of normal images, ``uint8`` of shape ``(B, 3, H, W)``.
+        diffusion_path (Path): Folder of a trained DDPM.
+        repeats (int): Number of steps to take the median of.
+        bfloat16 (bool): Run the detector in mixed precision.
+
+    Returns:
+        dict[str, float]: Shares, and seconds of each part.
+    """
+    bank = sample_bank(DefectPipeline.from_pretrained(str(diffusion_path)), images, len(images))
+    generators: dict[str, Callable] = {
+        "generator": DiffusionAnomalyGenerator(bank, 0.75, sources=SOURCES["mixture"]),
+        "perlin": PerlinAnomalyGenerator(probability=0.75),
+    }
+    model, loss = DdpmStModel().to(memory_format=torch.channels_last).train(), DdpmStLoss()
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
+    batch = images.float() / 255
+    spent: dict[str, list[float]] = {name: [] for name in (*generators, "rest")}
+    for _ in range(repeats + 1):
+        for name, generator in generators.items():
+            start = time.perf_counter()
+            augmented, masks = generator(batch)
+            spent[name].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        clean, augmented, masks = vary(batch, augmented, masks)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            value = loss(*model(augmented, clean), masks)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        spent["rest"].append(time.perf_counter() - start)
+    typical = {name: median(times[1:]) for name, times in spent.items()}
+    shares = {f"{name}_share": typical[name] / (typical[name] + typical["rest"]) for name in generators}
+    return {**shares, **{f"{name}_seconds": value for name, value in typical.items()}}
+
+
+def time_pairs(images: Path, diffusion_path: Path, precision: str, weights: str | None) -> float:
+    """Seconds of the command that makes a hundred pairs, with an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        arguments = ["--images", str(images), "--output", f"{folder}/pairs", "--count", str(PAIRS)]
+        more = ["--diffusion_path", str(diffusion_path), "--cache_dir", f"{folder}/cache", "--precision", precision]
+        given = [] if weights is None else ["--teacher_weights", weights]
+        subprocess.run(
+            [sys.executable, "-m", "anomalib_ddpm_st.cli", "synthesize", *arguments, *more, *given], check=True
+        )
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--diffusion-path", type=Path, required=True, help="Folder of a trained DDPM.")
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/mvtec_layout/bottle/train/good"))
+    parser.add_argument("--teacher-weights", type=str | None, default=None, help="For the health in the page.")
+    parser.add_argument("--precision", type=str, default="32-true")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/synthesis.json"))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    batch = load_normal_images(sorted(options.images.iterdir())[:BATCH_SIZE], SIZE)
+    figures = {
+        **compare_samples(),
+        **share_of_a_step(batch, options.diffusion_path, options.repeats, options.precision == "bf16-mixed"),
+        "seconds_100_pairs": time_pairs(
+            options.images, options.diffusion_path, options.precision, options.teacher_weights
+        ),
+    }
+    record = {
+        **{name: round(value, 4) for name, value in figures.items()},
+        "command": command(),
+        "commit": commit(),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "data": str(options.images),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    logger.warning("%s", json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
