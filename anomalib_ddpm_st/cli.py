@@ -68,7 +68,7 @@ def diffusion(
     if (output / "model_index.json").exists():
         msg = f"{output} holds a trained DDPM already: name another folder, or delete this one to train again."
         raise FileExistsError(msg)
-    normal = load_normal_images(get_image_filenames(images), image_size)
+    normal = load_normal_images(get_image_filenames(images), image_size, min_images=1)
     pipeline = train_diffusion(
         normal,
         output,
@@ -145,7 +145,7 @@ def synthesize(
     pipeline, normal, health = None, None, None
     output.mkdir(parents=True, exist_ok=True)
     if "bank" in SOURCES[synthesis]:
-        normal = load_normal_images(paths, image_size)
+        normal = load_normal_images(paths, image_size, min_images=1)
         if diffusion_path is None:
             trainer = {"accelerator": "gpu" if torch.cuda.is_available() else "cpu", "devices": 1}
             diffusion_path = prepare_diffusion(

@@ -41,6 +41,7 @@ def load_normal_images(
     paths: Sequence[str | Path],
     image_size: tuple[int, int],
     max_images: int = MAX_IMAGES,
+    min_images: int = MIN_IMAGES,
 ) -> torch.Tensor:
     """Read images into one tensor.
 
@@ -48,17 +49,18 @@ def load_normal_images(
         paths (Sequence[str | Path]): Image files.
         image_size (tuple[int, int]): Height and width that every image is resized to, as the detector sees it.
         max_images (int): Most images to keep in memory; of more, evenly spaced ones are taken. Defaults to ``1000``.
+        min_images (int): Least images that will do. Defaults to ``2``.
 
     Returns:
         torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
 
     Raises:
-        ValueError: If there are fewer than two images or one cannot be read.
+        ValueError: If there are too few images or one cannot be read.
     """
-    if len(paths) < MIN_IMAGES:
+    if len(paths) < min_images:
         msg = (
-            f"Training needs at least {MIN_IMAGES} normal images, but found {len(paths)}: check the folder of "
-            "normal training images, or add more."
+            f"Training needs at least {min_images} normal image{'s' * (min_images > 1)}, but found {len(paths)}: check "
+            "the folder of normal training images, or add more."
         )
         raise ValueError(msg)
     if len(paths) > max_images:

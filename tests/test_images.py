@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ddpm_st.images import load_normal_images, warp
+from anomalib_ddpm_st.images import load_normal_images, native_aspect, warp
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -121,6 +121,23 @@ def test_too_few_images(count: int, tmp_path: Path) -> None:
     """The message says how many there are and how many are needed."""
     with pytest.raises(ValueError, match=rf"at least 2.*{count}"):
         load_normal_images([save(tmp_path / "one.png")] * count, (12, 20))
+
+
+def test_one_image_where_that_will_do(tmp_path: Path) -> None:
+    """Said by who asks; none is never enough."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "only.png")
+    assert load_normal_images([tmp_path / "only.png"], (4, 4), min_images=1).shape == (1, 3, 4, 4)
+    with pytest.raises(ValueError, match="at least 1 normal image, but found 0"):
+        load_normal_images([], (4, 4), min_images=1)
+
+
+def test_native_aspect(tmp_path: Path) -> None:
+    """The median, of images as they are in their files."""
+    paths = [tmp_path / f"{width}.png" for width in (10, 20, 80)]
+    for path in paths:
+        Image.new("L", (int(path.stem), 10)).save(path)
+    assert native_aspect(paths) == pytest.approx(2.0)
+    assert native_aspect(paths[:1]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("count", "limit"), [(10, 4), (7, 7), (9, 8), (5, 50)])

@@ -19,17 +19,24 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from anomalib_ddpm_st.images import warp
 from anomalib_ddpm_st.progress import StageProgressBar
 
 from .pipeline import DefectPipeline
 from .scheduler import PerturbedDDPMScheduler
-from .unet import BLOCK_OUT_CHANNELS, PATCH_SIZE, build_unet, denoise, patchify
+from .unet import BLOCK_OUT_CHANNELS, PATCH_SIZE, build_unet, denoise, patchify, position_encoding
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "training.ckpt"
 STEPS_PER_EPOCH = 100
 MAX_SNR_WEIGHT = 5
+# From so many images on they are enough as they are.
+FEW_IMAGES = 20
+WINDOW_SHARE = 0.5
+FEW_ROTATION = 5.0
+FEW_SCALE = 0.1
+FEW_SHIFT = 0.05
 
 
 class DiffusionModule(pl.LightningModule):
@@ -46,6 +53,8 @@ class DiffusionModule(pl.LightningModule):
         learning_rate (float): Learning rate of AdamW, decayed by a cosine. Defaults to ``1e-3``.
         training_steps (int): Number of optimiser steps of the schedule. Defaults to ``1000``.
         ema_decay (float): Upper bound of the decay of the averaged weights. Defaults to ``0.999``.
+        few_images (bool): Make more of few images: move, turn and scale them a little, and show the network only a
+            quarter of them, with its place, at half of the steps. Defaults to ``False``.
 
     Example:
         >>> module = DiffusionModule(image_size=(32, 32), block_out_channels=(8, 8))
@@ -60,12 +69,14 @@ class DiffusionModule(pl.LightningModule):
         learning_rate: float = 1e-3,
         training_steps: int = 1000,
         ema_decay: float = 0.999,
+        few_images: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.patch_size = patch_size
         self.learning_rate = learning_rate
         self.training_steps = training_steps
+        self.few_images = few_images
         self.unet = build_unet(image_size, patch_size, block_out_channels)
         self.noise_scheduler = PerturbedDDPMScheduler(prediction_type="sample")
         self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
@@ -93,10 +104,15 @@ class DiffusionModule(pl.LightningModule):
             torch.Tensor: Scalar loss.
         """
         del batch_idx
-        sample = self._to_sample(batch[0])
+        images = batch[0].float() / 255
+        sample = self._to_sample(self._vary(images) if self.few_images else images)
+        position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
+        if self.few_images and torch.rand(()) < WINDOW_SHARE:
+            sample, position = self._window(sample, position)
         noise = torch.randn_like(sample)
         timesteps = torch.randint(len(self.noise_scheduler), (sample.shape[0],), device=sample.device)
-        prediction = denoise(self.unet, self.noise_scheduler.add_noise(sample, noise, timesteps), timesteps)
+        noisy = self.noise_scheduler.add_noise(sample, noise, timesteps)
+        prediction = denoise(self.unet, noisy, timesteps, position)
         alphas_cumprod = self.noise_scheduler.alphas_cumprod.to(sample.device)[timesteps]
         weight = (alphas_cumprod / (1 - alphas_cumprod)).clamp(1, MAX_SNR_WEIGHT)
         error = functional.mse_loss(prediction.float(), sample, reduction="none").mean(dim=(1, 2, 3))
@@ -105,11 +121,26 @@ class DiffusionModule(pl.LightningModule):
         return loss
 
     def _to_sample(self, images: torch.Tensor) -> torch.Tensor:
-        """Scale ``uint8`` images to [-1, 1], pad them to the size of the network and fold patches into channels."""
+        """Scale images to [-1, 1], pad them to the size of the network and fold patches into channels."""
         height, width = (side * self.patch_size for side in self.unet.config.sample_size)
         padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
-        images = functional.pad(images.float() / 127.5 - 1, padding, mode="replicate")
-        return patchify(images, self.patch_size)
+        return patchify(functional.pad(images * 2 - 1, padding, mode="replicate"), self.patch_size)
+
+    @staticmethod
+    def _vary(images: torch.Tensor) -> torch.Tensor:
+        """Move, turn and scale images a little."""
+        angles, scales, right, down = 2 * torch.rand(4, len(images), device=images.device) - 1
+        shifts = FEW_SHIFT * torch.stack([right * images.shape[-1], down * images.shape[-2]], dim=1)
+        with torch.autocast(images.device.type, enabled=False):
+            return warp(images, FEW_ROTATION * angles, (FEW_SCALE * scales).exp(), shifts).clamp(0, 1)
+
+    def _window(self, *parts: torch.Tensor) -> list[torch.Tensor]:
+        """Cut the same quarter out of tensors of shape ``(B, C, h, w)``, of a size that the network takes."""
+        size = parts[0].shape[-2:]
+        multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        height, width = (max(multiple, side // 2 // multiple * multiple) for side in size)
+        top, left = (int(torch.randint(side - cut + 1, ())) for side, cut in zip(size, (height, width), strict=True))
+        return [part[..., top : top + height, left : left + width] for part in parts]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a one-cycle schedule over ``training_steps``.
@@ -187,6 +218,7 @@ def train_diffusion(
             block_out_channels=tuple(block_out_channels),
             learning_rate=learning_rate,
             training_steps=training_steps,
+            few_images=len(images) < FEW_IMAGES,
         )
         trainer = Trainer(
             max_steps=training_steps,

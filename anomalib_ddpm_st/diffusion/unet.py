@@ -98,18 +98,27 @@ def position_encoding(height: int, width: int, device: torch.device | None = Non
     return torch.stack([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)])[None]
 
 
-def denoise(unet: UNet2DModel, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def denoise(
+    unet: UNet2DModel,
+    sample: torch.Tensor,
+    timesteps: torch.Tensor,
+    position: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Predict the clean sample.
 
     Args:
         unet (UNet2DModel): Network of :func:`build_unet`.
         sample (torch.Tensor): Noisy patchified images of shape ``(B, 3 * p * p, h, w)``.
         timesteps (torch.Tensor): Timesteps of shape ``(B,)`` or ``()``.
+        position (torch.Tensor | None): Encoding of where in the image the sample lies, of shape ``(1, 12, h, w)``.
+            ``None`` for a sample that is the whole image. Defaults to ``None``.
 
     Returns:
         torch.Tensor: Prediction of the shape of the sample.
     """
-    position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device).to(sample.dtype)
+    if position is None:
+        position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
+    position = position.to(sample.dtype)
     return unet(torch.cat([sample, position.expand(len(sample), -1, -1, -1)], dim=1), timesteps).sample
 
 

@@ -169,7 +169,7 @@ def prepare_generator(
     if "bank" in sources:
         bank_settings: dict[str, Any] = {"size": bank_size, "strength": list(strength), "perturbation": perturbation}
         check_bank_settings(perturbation, strength, DEFAULT_START)
-        normal = load_normal_images(images, image_size)
+        normal = load_normal_images(images, image_size, min_images=1)
         aspect = native_aspect(images)
         if abs(math.log(aspect * image_size[0] / image_size[1])) > SAME_ASPECT:
             bank_settings["aspect"] = aspect

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionModule, lightning_model, train_diffusion
-from anomalib_ddpm_st.diffusion.lightning_model import CHECKPOINT_NAME
-from anomalib_ddpm_st.diffusion.unet import unpatchify
+from anomalib_ddpm_st.diffusion.lightning_model import CHECKPOINT_NAME, FEW_IMAGES
+from anomalib_ddpm_st.diffusion.unet import position_encoding, unpatchify
 
 SETTINGS: dict[str, Any] = {
     "training_steps": 4,
@@ -172,6 +172,65 @@ def test_perfect_prediction_has_no_loss(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(lightning_model, "denoise", lambda *_: seen[-1] + 0.5)
     assert module.training_step([images], 0).item() >= 0.25
+
+
+def test_few_images_are_moved_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At half of the steps the network sees a quarter of the image, together with the place that it has there."""
+    module = DiffusionModule((64, 96), block_out_channels=(8, 8), few_images=True)
+    rows = torch.linspace(0, 255, 64)[:, None].expand(64, 96)
+    columns = torch.linspace(0, 255, 96)[None].expand(64, 96)
+    images = torch.stack([rows, columns, torch.zeros(64, 96)]).round().to(torch.uint8)[None]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    add_noise = module.noise_scheduler.add_noise
+    samples: list[torch.Tensor] = []
+
+    def spy(sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        samples.append(sample)
+        return add_noise(sample, noise, timesteps)
+
+    def denoise(_: Any, noisy: torch.Tensor, __: Any, position: torch.Tensor) -> torch.Tensor:  # ruff: ignore[any-type]
+        seen.append((samples[-1], position))
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(module.noise_scheduler, "add_noise", spy)
+    monkeypatch.setattr(lightning_model, "denoise", denoise)
+    for _ in range(60):
+        module.training_step([images], 0)
+    cut = [position.shape[-2:] == (8, 12) for _, position in seen]
+    assert 0.25 < sum(cut) / len(cut) < 0.75
+    whole = position_encoding(16, 24)
+    places = []
+    for (sample, position), is_cut in zip(seen, cut, strict=True):
+        assert sample.shape[-2:] == position.shape[-2:]
+        if not is_cut:
+            assert torch.equal(position, whole)
+            continue
+        windows = whole.unfold(2, 8, 1).unfold(3, 12, 1)
+        found = (windows == position[:, :, None, None]).flatten(4).all(dim=4).all(dim=1)[0].nonzero()
+        assert len(found) == 1
+        places.append(tuple(found[0].tolist()))
+        # Where the window says that it is, up to what the image was moved by.
+        top = (unpatchify(sample, 4)[0, 0].mean() + 1) / 2 * 16
+        assert top.item() == pytest.approx(found[0, 0].item() + 4, abs=3)
+    assert len(set(places)) > 5
+    moved = {round(sample.mean().item(), 5) for (sample, _), is_cut in zip(seen, cut, strict=True) if not is_cut}
+    assert len(moved) > 5
+
+
+@pytest.mark.parametrize(("count", "few"), [(1, True), (FEW_IMAGES - 1, True), (FEW_IMAGES, False)])
+def test_what_few_images_are(count: int, few: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than twenty; one is enough to train with."""
+    asked: list[bool] = []
+    original = DiffusionModule.training_step
+
+    def training_step(self: DiffusionModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        asked.append(self.few_images)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    train_diffusion(images, tmp_path, **{**SETTINGS, "training_steps": 2})
+    assert asked == [few, few]
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
