@@ -27,7 +27,7 @@ from .synthesis import prepare_generator
 from .synthesis.bank import DEFAULT_STRENGTH
 from .synthesis.generator import SOURCES, Synthesis
 from .synthesis.pairs import write_pairs
-from .synthesis.preparation import load_pipeline, normal_paths, prepare_diffusion
+from .synthesis.preparation import load_pipeline, normal_paths, prepare_diffusion, trainer_arguments_for
 
 MAX_BANK_SIZE = 256
 SHEET_ROWS = 16
@@ -147,13 +147,12 @@ def synthesize(
     if "bank" in SOURCES[synthesis]:
         normal = load_normal_images(paths, image_size, min_images=1)
         if diffusion_path is None:
-            trainer = {"accelerator": "gpu" if torch.cuda.is_available() else "cpu", "devices": 1}
             diffusion_path = prepare_diffusion(
                 normal,
                 cache_dir or default_cache_dir(),
                 {"training_steps": diffusion_steps, "seed": seed},
                 precision=precision,
-                **trainer,
+                **trainer_arguments_for(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             )
         pipeline = load_pipeline(diffusion_path)
         health = measure_health(pipeline, normal, output, teacher_weights)

@@ -16,7 +16,7 @@ import torch
 from .detector.torch_model import Teacher
 from .diffusion import DefectPipeline
 from .images import evenly, load_image
-from .synthesis.bank import DEFAULT_START
+from .synthesis.bank import MIDDLE_START
 from .synthesis.health import HealthReport, health_report
 from .synthesis.pairs import Pair, read_pair
 from .visualization import contact_sheet, histograms
@@ -133,7 +133,7 @@ def _samples(pipeline: DefectPipeline, images: torch.Tensor) -> list[str]:
         # The same noise for all strengths, so that they differ by the perturbation alone.
         result = pipeline(
             images=images,
-            start=sum(DEFAULT_START) // 2,
+            start=MIDDLE_START,
             strength=strength,
             num_inference_steps=10,
             generator=torch.Generator().manual_seed(0),

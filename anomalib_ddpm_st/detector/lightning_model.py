@@ -29,7 +29,12 @@ from anomalib_ddpm_st.images import evenly, find_transform, load_normal_images
 from anomalib_ddpm_st.progress import progress
 from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
 from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, SOURCES, DiffusionAnomalyGenerator, Synthesis
-from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_bank, prepare_diffusion
+from anomalib_ddpm_st.synthesis.preparation import (
+    normal_paths,
+    prepare_bank,
+    prepare_diffusion,
+    trainer_arguments_for,
+)
 
 from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
 from .loss import DdpmStLoss
@@ -323,8 +328,7 @@ class DdpmSt(AnomalibModule):
             images,
             self.cache_dir,
             self.diffusion_settings,
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
+            **trainer_arguments_for(device),
             precision=precision,
         )
         self.diffusion_dir = Path(diffusion_path)

@@ -25,6 +25,7 @@ THUMBNAIL_SIZE = 16
 TRAIN_TIMESTEPS = 1000
 DEFAULT_STRENGTH = (0.3, 2.0)
 DEFAULT_START = (200, 600)
+MIDDLE_START = sum(DEFAULT_START) // 2
 DEFAULT_DETAIL = (0.0, 1.0)
 # Largest difference of proportions, as a logarithm, that is taken for none.
 SAME_ASPECT = 0.02

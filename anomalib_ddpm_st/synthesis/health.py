@@ -18,7 +18,7 @@ from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.images import evenly
 from anomalib_ddpm_st.progress import progress
 
-from .bank import DEFAULT_START
+from .bank import MIDDLE_START
 
 Features = Callable[[torch.Tensor], list[torch.Tensor]]
 
@@ -139,11 +139,13 @@ def health_report(
         )
     order = torch.randperm(len(chosen), generator=generator)
     first, second = (images[chosen[half]].float() / 255 for half in order.chunk(2))
-    start = sum(DEFAULT_START) // 2
     paired: list[torch.Tensor] = []
     from_noise: list[torch.Tensor] = []
     for batch in progress(first.split(BATCH_SIZE), "Health of the DDPM"):
-        starts: list[tuple[list[torch.Tensor], int | Literal["noise"]]] = [(paired, start), (from_noise, "noise")]
+        starts: list[tuple[list[torch.Tensor], int | Literal["noise"]]] = [
+            (paired, MIDDLE_START),
+            (from_noise, "noise"),
+        ]
         for samples, begin in starts:
             result = pipeline(
                 images=batch,

@@ -35,6 +35,18 @@ def normal_paths(samples: pd.DataFrame) -> list[str]:
     return samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
 
 
+def trainer_arguments_for(device: torch.device) -> dict[str, Any]:
+    """Arguments of a Trainer that runs on one device.
+
+    Args:
+        device (torch.device): Device.
+
+    Returns:
+        dict[str, Any]: ``accelerator`` and ``devices``.
+    """
+    return {"accelerator": device.type, "devices": 1 if device.index is None else [device.index]}
+
+
 def prepare_diffusion(
     images: torch.Tensor,
     cache_dir: Path,
@@ -180,8 +192,7 @@ def prepare_generator(
                 normal,
                 cache_dir,
                 {"training_steps": diffusion_steps, "seed": seed},
-                accelerator=device.type,
-                devices=1 if device.index is None else [device.index],
+                **trainer_arguments_for(device),
                 precision=precision,
             )
         bank_dir = prepare_bank(
