@@ -11,7 +11,6 @@ A file that ends in ``.json`` gets the record of a single run with more detail i
 """
 
 import itertools
-import json
 import logging
 import tempfile
 import time
@@ -23,16 +22,15 @@ from anomalib.data import MVTecAD
 from anomalib.models import AnomalibModule, get_model
 from common import (
     append_row,
-    command,
     commit,
     ddpm_st_arguments,
-    machine,
     make_mvtec,
     make_parser,
     make_training_engine,
     measure,
     peak_rss_gib,
     raw_evaluator,
+    save_record,
 )
 from lightning.pytorch import seed_everything
 from torchvision.utils import save_image
@@ -181,15 +179,11 @@ def run(
     datamodule = make_mvtec(data_root, category, batch_size, batch_size)
     metrics = evaluate(model, datamodule, precision, work_dir, max_epochs)
     seconds = time.perf_counter() - start
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".json":
         record = {
-            "command": command(),
             "model": name,
             "category": category,
             "seed": seed,
-            "commit": commit(),
-            "machine": machine(),
             "seconds": {
                 **{stage: round(value, 1) for stage, value in getattr(model, "stage_seconds", {}).items()},
                 "total": round(seconds, 1),
@@ -197,7 +191,7 @@ def run(
             "peak_rss_gib": round(peak_rss_gib(), 3),
             "metrics": metrics,
         }
-        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save_record(output, record)
         save_pictures(model, datamodule, output.with_suffix(""))
         if isinstance(model, anomalib_ddpm_st.DdpmSt) and model.needs_bank:
             save_synthesis_pictures(model, datamodule, output.with_suffix(""))

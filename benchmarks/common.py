@@ -4,6 +4,7 @@
 """What every benchmark states beside its figures."""
 
 import csv
+import json
 import os
 import platform
 import resource
@@ -182,6 +183,18 @@ def ddpm_st_arguments(
     """
     defaults = {"teacher_weights": teacher_weights, "cache_dir": cache_dir or str(Path(work_dir) / "cache")}
     return {**defaults, **model_arguments}
+
+
+def save_record(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures to a JSON file, and how they came about.
+
+    Args:
+        path (Path): File to write.
+        figures (Mapping[str, Any]): Figures and settings.
+    """
+    record = {**figures, "command": command(), "commit": commit(), "machine": machine()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ blocks in its shape and run for one step, the cost of its 20 steps being 20 time
 - ``seconds_100_pairs``: ``anomalib-ddpm-st synthesize`` of a hundred pairs, page and bank included.
 """
 
-import json
 import logging
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from statistics import median
 
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
-from common import command, commit, machine
+from common import save_record
 from diffusers import UNet2DModel
 from jsonargparse import ArgumentParser
 from torch.utils.flop_counter import FlopCounterMode
@@ -179,17 +178,9 @@ def main() -> None:
             options.images, options.diffusion_path, options.precision, options.teacher_weights
         ),
     }
-    record = {
-        **{name: round(value, 4) for name, value in figures.items()},
-        "command": command(),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "data": str(options.images),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    logger.warning("%s", json.dumps(record, indent=2))
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    save_record(options.output, {**rounded, "threads": torch.get_num_threads(), "data": str(options.images)})
+    logger.warning("%s", options.output.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, Batch
+from anomalib import LearningType, TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset, Batch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -22,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
@@ -38,12 +41,14 @@ from anomalib_ddpm_st.synthesis.preparation import (
 
 from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
 from .loss import DdpmStLoss
+from .quantization import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
 logger = logging.getLogger(__name__)
 
 Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
+ONNX_OPSET = 18
 MAX_VARIATION = 3.0
 MEMORY_BATCH_SIZE = 16
 SCALE_IMAGES = 48
@@ -113,7 +118,7 @@ class DdpmSt(AnomalibModule):
         segmentation_weight (float): Weight of the segmentation loss against the cosine loss. Defaults to ``1.0``.
         distance_weight (float): Share of the cosine distance to the student in what of the anomaly map the memory
             leaves; the rest is the segmentation. Defaults to ``0.5``.
-        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``2048``.
+        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``1024``.
         memory_weight (float): Share of the distance to the memory of normal features in the anomaly map; with 0 there
             is no memory. With the default, a third, the three have equal shares.
         top_k (int): Number of pixels whose mean is the score of a component; the score of an image is the mean of
@@ -539,6 +544,102 @@ class DdpmSt(AnomalibModule):
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Export
+
+    def to_onnx(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export to ONNX, by default in the opset that the exporter writes without conversion.
+
+        Args:
+            export_root (Path | str): Folder to write to.
+            model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
+            input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
+                resizes them itself. ``None`` for any.
+            **kwargs: Further arguments of ``torch.onnx.export``.
+
+        Returns:
+            Path: Path of the exported model.
+        """
+        return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO.
+
+        INT8 is calibrated with normal images of the training set, half of them with synthetic defects. anomalib itself
+        would take the validation set, whose images do not fit a model of fixed input size.
+
+        Args:
+            export_root (Path | str): Folder to write to.
+            model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
+            input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
+                resizes them itself. ``None`` for any.
+            compression_type (CompressionType | None): ``FP16`` or ``INT8`` weights, or ``INT8_PTQ`` or ``INT8_ACQ``
+                throughout. ``None`` for 32 bit.
+            datamodule (AnomalibDataModule | None): Data for ``INT8_PTQ``, and with a validation set for ``INT8_ACQ``.
+            metric (Metric | None): Metric that ``INT8_ACQ`` keeps; by default the F1 score of images.
+            task (TaskType | None): As in anomalib.
+            max_drop (float): How much worse the metric may be. Defaults to ``0.01``.
+            ov_kwargs (dict[str, Any] | None): Arguments of ``openvino.convert_model``.
+            onnx_kwargs (dict[str, Any] | None): Arguments of ``torch.onnx.export``.
+
+        Returns:
+            Path: Path of the exported model.
+
+        Raises:
+            ValueError: If data that the compression needs is missing, or ``max_drop`` is out of its range.
+        """
+        quantized = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        arguments = (input_size, None if compression_type in quantized else compression_type, datamodule, metric, task)
+        further = (max_drop, ov_kwargs, onnx_kwargs)
+        if compression_type not in quantized:
+            return super().to_openvino(export_root, model_file_name, *arguments, *further)
+        if datamodule is None:
+            msg = f"{compression_type} needs images to calibrate with: give the datamodule of the training."
+            raise ValueError(msg)
+        if not 0 <= max_drop <= 1:
+            msg = f"max_drop must lie in [0, 1], but is {max_drop}."
+            raise ValueError(msg)
+        datamodule.setup("fit")
+        size = input_size or self.input_size or (256, 256)
+        images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
+        validation_data = getattr(datamodule, "val_data", None)
+        if compression_type == CompressionType.INT8_ACQ and not validation_data:
+            msg = "INT8_ACQ needs a validation set to measure on: set the datamodule's val_split_mode, or use INT8_PTQ."
+            raise ValueError(msg)
+        with tempfile.TemporaryDirectory() as work_dir:
+            path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
+            import openvino  # an extra, as in anomalib
+
+            model = openvino.Core().read_model(path)
+            if compression_type == CompressionType.INT8_PTQ:
+                model = quantize(model, images)
+            else:
+                metric = metric or F1Score(fields=["pred_label", "gt_label"])
+                data = cast("AnomalibDataset", validation_data)
+                model = quantize_with_accuracy_control(model, images, data, input_size, metric, max_drop)
+            target = Path(export_root) / path.relative_to(work_dir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            openvino.save_model(model, target, compress_to_fp16=False)
+        return target
 
     # ---------------------------------------------------------------------------------------------------------------
     # Configuration

@@ -82,13 +82,13 @@ class NormalMemory(nn.Module):
             features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
 
         Returns:
-            list[torch.Tensor]: Unit vectors of shape ``(B, h, w, C_l)`` for each level.
+            list[torch.Tensor]: Unit vectors of shape ``(B, C_l, h, w)`` for each level.
         """
         return [
             functional.normalize(
                 functional.avg_pool2d(level, 3, 1 if index else 2, padding=1, count_include_pad=False),
                 dim=1,
-            ).permute(0, 2, 3, 1)
+            )
             for index, level in enumerate(features)
         ]
 
@@ -102,12 +102,12 @@ class NormalMemory(nn.Module):
             torch.Tensor: Distances of shape ``(B, 1, h, w)``, in the resolution of the finest description.
         """
         described = self.describe(features)
-        size = described[0].shape[1:3]
+        size = described[0].shape[-2:]
         maps = []
         for vectors, normal in zip(described, self.levels, strict=True):
             # One minus the similarity within one operation, which sums in 32 bit also where it computes in 16.
-            distances = functional.linear(vectors.flatten(0, 2), -normal, normal.new_ones(self.size)).amin(dim=1)
-            distances = distances.reshape(vectors.shape[:3])[:, None]
+            distances = functional.conv2d(vectors, -normal[:, :, None, None], normal.new_ones(self.size))
+            distances = distances.amin(dim=1, keepdim=True)
             maps.append(functional.interpolate(distances, size=size, mode="bilinear", align_corners=False))
         return torch.stack(maps).mean(dim=0)
 
@@ -143,7 +143,7 @@ class NormalMemory(nn.Module):
         candidates: list[list[torch.Tensor]] = [[] for _ in self.levels]
         for features in normal:
             for kept, batch in zip(candidates, self.describe(features), strict=True):
-                vectors = batch.reshape(-1, batch.shape[-1]).float()
+                vectors = batch.permute(0, 2, 3, 1).flatten(0, 2).float()
                 chosen = torch.randperm(len(vectors), device=vectors.device)[: per_image * len(batch)]
                 kept.append(vectors[chosen])
         for values, kept in zip(self.levels, candidates, strict=True):

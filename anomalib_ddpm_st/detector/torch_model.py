@@ -5,7 +5,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, starmap
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, get_args
@@ -22,11 +22,12 @@ from torch.nn import functional
 from .memory import NormalMemory
 
 MAX_DECODER_WIDTH = 256
-BOTTLENECK_WIDTH = 512
-DEFAULT_MEMORY_SIZE = 2048
+BOTTLENECK_WIDTH = 256
+DEFAULT_MEMORY_SIZE = 1024
 DEFAULT_MEMORY_WEIGHT = 1 / 3
 # Smallest spread that scores of normal images count as having: those seen in training can be all alike.
 MIN_SPREAD = 0.02
+MIN_LENGTH = 1e-12
 
 StudentKind = Literal["reverse", "encoder", "symmetric"]
 HeadInput = Literal["product", "distance", "both"]
@@ -252,7 +253,7 @@ class Decoder(nn.Module):
             nn.Conv2d(before, width, 1, bias=False) for before, width in zip(in_widths, widths, strict=True)
         )
         self.norms = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)) for width in widths)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
+        self.blocks = nn.ModuleList(conv_block(width, width) for width in widths)
         self.outputs = nn.ModuleList(nn.Conv2d(width, dim, 1) for width, dim in zip(widths, out_dims, strict=True))
 
     def forward(self, hidden: torch.Tensor, sizes: Sequence[torch.Size]) -> list[torch.Tensor]:
@@ -288,9 +289,9 @@ class ReverseStudent(nn.Module):
     def __init__(self, out_dims: Sequence[int]) -> None:
         super().__init__()
         fused = out_dims[-1]
-        # Widths of each level on its way to the coarsest resolution, doubled where it is halved.
+        # Widths of each level on its way to the coarsest resolution, doubled where it is halved but not at first.
         lateral_widths = [
-            [dim, *(min(dim * 2**step, fused) for step in range(1, len(out_dims) - level))]
+            [dim, *(min(dim * 2 ** (step - 1), fused) for step in range(1, len(out_dims) - level))]
             for level, dim in enumerate(out_dims)
         ]
         self.lateral = nn.ModuleList(
@@ -419,7 +420,7 @@ class SegmentationHead(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         )
-        self.merge = nn.Sequential(conv_block(width, width), nn.Conv2d(width, 1, 1))
+        self.merge = nn.Sequential(conv_block(width, width // 2), nn.Conv2d(width // 2, 1, 1))
 
     def forward(self, products: Sequence[torch.Tensor]) -> torch.Tensor:
         """Segment defects.
@@ -561,10 +562,7 @@ class DdpmStModel(nn.Module):
         normalized = self.teacher.normalize(images)
         teacher = self.teacher(normalized)
         student = self.student(normalized, teacher)
-        products = [
-            functional.normalize(target, dim=1) * functional.normalize(restored, dim=1) * target.shape[1]
-            for target, restored in zip(teacher, student, strict=True)
-        ]
+        products = list(starmap(direction_product, zip(teacher, student, strict=True)))
         return teacher, student, products
 
     def discrepancy(self, products: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -621,9 +619,16 @@ class DdpmStModel(nn.Module):
                 teacher = self.teacher(self.teacher.normalize(clean_images))
             return teacher, student, logits
         components = self.components(teacher, products, logits)
-        weights = components.new_tensor(self.shares)
-        anomaly_map = (components * weights[:, None, None]).sum(dim=1, keepdim=True)
-        weights = weights / self.score_spread
+        weighted = [share * component for share, component in zip(self.shares, components, strict=True)]
+        # Enlarged once: the mean of maps that are linearly enlarged is the enlarged mean.
+        coarse = torch.stack(weighted[1:]).sum(dim=0)
+        anomaly_map = weighted[0] + functional.interpolate(
+            coarse,
+            size=logits.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+        )
+        weights = logits.new_tensor(self.shares) / self.score_spread
         scores = (self.component_scores(components) * weights / weights.sum()).sum(dim=1)
         return InferenceBatch(pred_score=scores, anomaly_map=anomaly_map)
 
@@ -632,7 +637,7 @@ class DdpmStModel(nn.Module):
         teacher: Sequence[torch.Tensor],
         products: Sequence[torch.Tensor],
         logits: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         """What the anomaly map is the weighted mean of.
 
         Args:
@@ -641,27 +646,32 @@ class DdpmStModel(nn.Module):
             logits (torch.Tensor): Logits of the segmentation, of shape ``(B, 1, H, W)``.
 
         Returns:
-            torch.Tensor: Segmentation, distance to the student and, if there is a memory, distance to it, with values
-            in [0, 1]; of shape ``(B, 3, H, W)``, or ``(B, 2, H, W)`` without a memory.
+            list[torch.Tensor]: Segmentation, of shape ``(B, 1, H, W)``, distance to the student and, if there is a
+            memory, distance to it, both of shape ``(B, 1, h_0, w_0)``; with values in [0, 1].
         """
-        size = logits.shape[-2:]
-        maps = [logits.sigmoid(), distance_map(products, size)]
+        maps = [logits.sigmoid(), distance_map(products)]
         if self.memory is not None:
+            size = maps[1].shape[-2:]
             remembered = self.memory(teacher)
             maps.append(functional.interpolate(remembered, size=size, mode="bilinear", align_corners=False))
-        return torch.cat(maps, dim=1)
+        return maps
 
-    def component_scores(self, components: torch.Tensor) -> torch.Tensor:
-        """Mean of the highest pixels of each component.
+    def component_scores(self, components: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Mean of the highest places of each component: ``top_k`` pixels of the image, or as large an area.
 
         Args:
-            components (torch.Tensor): Components of shape ``(B, C, H, W)``.
+            components (Sequence[torch.Tensor]): Components of :meth:`components`, the first of the image's resolution.
 
         Returns:
             torch.Tensor: Scores of shape ``(B, C)``.
         """
-        pixels = components.flatten(2)
-        return pixels.topk(min(self.top_k, pixels.shape[-1]), dim=2).values.mean(dim=2)
+        pixels = [component.flatten(1) for component in components]
+        counts = [max(1, round(self.top_k * values.shape[1] / pixels[0].shape[1])) for values in pixels]
+        highest = [
+            values.topk(min(count, values.shape[1]), dim=1).values.mean(dim=1)
+            for values, count in zip(pixels, counts, strict=True)
+        ]
+        return torch.stack(highest, dim=1)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[torch.Tensor]) -> None:
@@ -683,17 +693,32 @@ class DdpmStModel(nn.Module):
         self.score_spread.copy_(torch.cat(scores).std(dim=0, correction=0).clamp_min(MIN_SPREAD))
 
 
-def distance_map(products: Sequence[torch.Tensor], size: torch.Size) -> torch.Tensor:
-    """Mean over levels of the cosine distance, limited to [0, 1].
+def direction_product(target: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+    """Product of the directions of two features, scaled by their number of channels.
+
+    Args:
+        target (torch.Tensor): Features of shape ``(B, C, h, w)``.
+        restored (torch.Tensor): Features of the same shape.
+
+    Returns:
+        torch.Tensor: Products of the same shape, whose mean over channels is the cosine similarity.
+    """
+    # Multiplied by reciprocals of one channel: a division of all channels costs more.
+    lengths = [torch.linalg.vector_norm(part, dim=1, keepdim=True).clamp_min(MIN_LENGTH) for part in (target, restored)]
+    return (target * (target.shape[1] / lengths[0])) * (restored * lengths[1].reciprocal())
+
+
+def distance_map(products: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean over levels of the cosine distance, limited to [0, 1], in the resolution of the finest level.
 
     Args:
         products (Sequence[torch.Tensor]): Products of :meth:`DdpmStModel.compare`, each of shape
             ``(B, C_l, h_l, w_l)``.
-        size (torch.Size): Height and width of the map.
 
     Returns:
-        torch.Tensor: Map of shape ``(B, 1, H, W)``.
+        torch.Tensor: Map of shape ``(B, 1, h_0, w_0)``.
     """
+    size = products[0].shape[-2:]
     distances = [
         functional.interpolate(1 - product.mean(dim=1, keepdim=True), size=size, mode="bilinear", align_corners=False)
         for product in products

@@ -39,11 +39,11 @@ def test_description_by_formula(size: int) -> None:
     levels = [torch.randn(2, DIMS[0], size, size), torch.randn(2, DIMS[1], size, size)]
     for level, described, stride in zip(levels, NormalMemory(DIMS, 2).describe(levels), (2, 1), strict=True):
         places = range(0, size, stride)
-        assert described.shape == (2, len(places), len(places), level.shape[1])
+        assert described.shape == (2, level.shape[1], len(places), len(places))
         for row, top in enumerate(places):
             for column, left in enumerate(places):
                 around = level[:, :, max(top - 1, 0) : top + 2, max(left - 1, 0) : left + 2].mean(dim=(2, 3))
-                torch.testing.assert_close(described[:, row, column], functional.normalize(around, dim=1))
+                torch.testing.assert_close(described[:, :, row, column], functional.normalize(around, dim=1))
 
 
 def test_distances_by_formula() -> None:
@@ -52,7 +52,7 @@ def test_distances_by_formula() -> None:
     query = features(2, 4)
     result = memory.distances(query)
     fine, coarse = (
-        torch.stack([1 - (vectors @ normal.T).max(dim=-1).values for vectors in described])
+        torch.stack([1 - (vectors.permute(1, 2, 0) @ normal.T).max(dim=-1).values for vectors in described])
         for described, normal in zip(memory.describe(query), memory.levels, strict=True)
     )
     assert result.shape == (2, 1, 2, 2)
@@ -108,7 +108,7 @@ def test_fewer_features_than_places() -> None:
     memory, normal = NormalMemory(DIMS, 100), features(1, 4)
     memory.fill([normal], [normal], 1)
     for values, described in zip(memory.levels, memory.describe(normal), strict=True):
-        own = described.reshape(-1, described.shape[-1])
+        own = described.permute(0, 2, 3, 1).flatten(0, 2)
         assert (torch.cdist(values, own).amin(dim=1) < 1e-3).all()
         assert (torch.cdist(own, values).amin(dim=1) < 1e-3).all()
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_ddpm_st.detector import DdpmStModel, torch_model
 from anomalib_ddpm_st.detector.torch_model import (
@@ -31,6 +32,7 @@ from anomalib_ddpm_st.detector.torch_model import (
     SymmetricStudent,
     Teacher,
     build_extractor,
+    direction_product,
     distance_map,
     read_weights,
 )
@@ -128,7 +130,7 @@ def test_images_of_a_batch_do_not_mix(any_model: DdpmStModel) -> None:
 
 @pytest.mark.parametrize("head_input", ["product", "distance", "both"])
 def test_evaluation_by_formula(head_input: HeadInput) -> None:
-    """The map mixes segmentation and distance by the weight; so the score, of the largest pixels of each."""
+    """The map mixes segmentation and distance by the weight; so the score, of the highest places of each."""
     model = DdpmStModel("resnet18", LAYERS, top_k=40, head_input=head_input, memory_weight=0.0).eval()
     assert model.memory is None
     images = torch.rand(2, 3, 48, 64)
@@ -140,17 +142,23 @@ def test_evaluation_by_formula(head_input: HeadInput) -> None:
         model.distance_weight = 0.3
         output = model(images)
         teacher, student, _ = model.compare(images)
-        shown = []
+        shown, cosines = [], []
         for target, restored in zip(teacher, student, strict=True):
             product = functional.normalize(target, dim=1) * functional.normalize(restored, dim=1)
             cosine = 1 - torch.cosine_similarity(target, restored, dim=1).unsqueeze(1)
+            cosines.append(functional.interpolate(cosine, size=(12, 16), mode="bilinear"))
             parts = {"product": [product * target.shape[1]], "distance": [cosine]}
             shown.append(torch.cat(parts.get(head_input, [*parts["product"], *parts["distance"]]), dim=1))
         logits = functional.interpolate(model.head(shown), size=(48, 64), mode="bilinear")
     torch.testing.assert_close(segmentation, logits.sigmoid(), atol=1e-5, rtol=0)
+    coarse = torch.stack(cosines).mean(dim=0).clamp(0, 1)
+    enlarged = functional.interpolate(coarse, size=(48, 64), mode="bilinear")
+    torch.testing.assert_close(distance, enlarged, atol=1e-5, rtol=0)
     torch.testing.assert_close(output.anomaly_map, 0.7 * segmentation + 0.3 * distance)
+    # Forty pixels of 48 x 64 are two and a half places of 12 x 16.
     first, second = (
-        part.flatten(1).sort(dim=1, descending=True).values[:, :40].mean(dim=1) for part in (segmentation, distance)
+        part.flatten(1).sort(dim=1, descending=True).values[:, :count].mean(dim=1)
+        for part, count in ((segmentation, 40), (coarse, 2))
     )
     torch.testing.assert_close(output.pred_score, 0.7 * first + 0.3 * second)
     model.score_spread.copy_(torch.tensor([0.1, 0.05]))
@@ -169,7 +177,8 @@ def test_memory_has_its_share_of_the_map(model: DdpmStModel) -> None:
         for distance_weight, memory_weight in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 1 / 3)):
             model.distance_weight, model.memory_weight = distance_weight, memory_weight
             shares.append(model(images).anomaly_map)
-        memory = functional.interpolate(model.memory(features), size=(64, 64), mode="bilinear")
+        memory = functional.interpolate(model.memory(features), size=(16, 16), mode="bilinear")
+        memory = functional.interpolate(memory, size=(64, 64), mode="bilinear")
     model.distance_weight, model.memory_weight = 0.5, 1 / 3
     assert shares[2].max() > 0.3
     torch.testing.assert_close(shares[2], memory)
@@ -216,7 +225,7 @@ def test_shares_and_sizes_out_of_range(arguments: dict[str, Any], match: str) ->
 
 def test_score_with_more_pixels_asked_for_than_there_are() -> None:
     """Export probes the model at 32 x 32 pixels, whatever ``top_k`` is."""
-    model = DdpmStModel("resnet18", LAYERS[:2], top_k=5000).eval()
+    model = DdpmStModel("resnet18", LAYERS[:2], top_k=5000, distance_weight=0.0, memory_weight=0.0).eval()
     with torch.no_grad():
         output = model(torch.rand(2, 3, 32, 32))
     torch.testing.assert_close(output.pred_score, output.anomaly_map.mean(dim=(1, 2, 3)))
@@ -226,21 +235,21 @@ def test_distance_map_equals_cosine_similarity(any_model: DdpmStModel) -> None:
     """The products give the mean of the cosine distances that torch computes."""
     with torch.no_grad():
         teacher, student, products = any_model.compare(torch.rand(2, 3, 64, 96))
-        result = distance_map(products, torch.Size((64, 96)))
-    expected = torch.zeros(2, 1, 64, 96)
+        result = distance_map(products)
+    expected = torch.zeros(2, 1, 16, 24)
     for target, restored in zip(teacher, student, strict=True):
         distance = 1 - torch.cosine_similarity(target, restored, dim=1).unsqueeze(1)
-        expected += functional.interpolate(distance, size=(64, 96), mode="bilinear") / len(teacher)
+        expected += functional.interpolate(distance, size=(16, 24), mode="bilinear") / len(teacher)
     torch.testing.assert_close(result, expected.clamp(0, 1), atol=1e-4, rtol=0)
-    assert result.std() > 0
+    assert expected.std() > 0
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.0), (-1.0, 1.0)])
 def test_distance_map_limits(sign: float, expected: float) -> None:
     """Same direction gives zero; opposite direction, a distance of two, is limited to one."""
     direction = functional.normalize(torch.randn(1, 8, 4, 4), dim=1)
-    result = distance_map([sign * direction * direction * 8], torch.Size((8, 8)))
-    torch.testing.assert_close(result, torch.full((1, 1, 8, 8), expected), atol=1e-5, rtol=0)
+    result = distance_map([direction_product(direction, sign * direction)])
+    torch.testing.assert_close(result, torch.full((1, 1, 4, 4), expected), atol=1e-5, rtol=0)
 
 
 def test_student_gets_the_defects_and_teacher_the_clean_images(any_model: DdpmStModel) -> None:
@@ -748,3 +757,19 @@ def test_weights_from_the_hub(
     monkeypatch.setattr(torch_model, "TimmFeatureExtractor", hub)
     any_model.load_teacher_weights()
     check_loaded(any_model, whole_weights)
+
+
+@pytest.mark.parametrize(
+    ("part", "most"),
+    [("teacher", 1.84e9), ("student", 0.77e9), ("head", 0.387e9), ("memory", 0.27e9), (None, 3.26e9)],
+)
+def test_multiplications(part: str | None, most: float) -> None:
+    """What each part costs for an image of 256 x 256 pixels; all of them less than the two ResNet-18 of STFPM."""
+    model = DdpmStModel("resnet18").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.rand(1, 3, 256, 256))
+    counts = counter.get_flop_counts()
+    name = f"DdpmStModel.{part}" if part else "DdpmStModel"
+    multiplications = sum(counts[name].values()) / 2
+    assert 0.98 * most < multiplications <= most
+    assert sum(counts["DdpmStModel"].values()) < 0.9 * 2 * sum(counts["DdpmStModel.teacher"].values())

@@ -1,0 +1,146 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""INT8 versions of exported models, calibrated with the images that the detector was trained with."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import AnomalibDataset, ImageBatch
+from torch.nn import functional
+
+from anomalib_ddpm_st.synthesis.generator import SOURCES, DiffusionAnomalyGenerator
+
+if TYPE_CHECKING:
+    import openvino as ov
+    from torchmetrics import Metric
+
+MAX_CALIBRATION_IMAGES = 300
+SEED = 0
+
+
+def calibration_images(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Normal images, every second one with a defect.
+
+    Were there none, the ranges of the segmentation would end where defects begin.
+
+    Args:
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+
+    Yields:
+        torch.Tensor: Images of shape ``(1, 3, H, W)`` with values in [0, 1], the same in every call.
+    """
+    random = torch.Generator().manual_seed(SEED)
+    defects = DiffusionAnomalyGenerator(None, sources=SOURCES["self_texture"], probability=1.0, generator=random)
+    for index, image in enumerate(images.split(1)):
+        values = image.float() / 255
+        yield defects(values)[0] if index % 2 else values
+
+
+def keep_in_float(model: "ov.Model") -> list[str]:
+    """Names of the operations that lose too much in 8 bits.
+
+    Those are the distances to the memory, one minus a similarity that is near one: what is told apart there is smaller
+    than a step of 8 bits.
+
+    Args:
+        model (ov.Model): Exported model.
+
+    Returns:
+        list[str]: Names of the convolutions whose smallest channel is taken.
+    """
+
+    def source(node: "ov.Node") -> "ov.Node":
+        while node.get_type_name() not in {"Convolution", "MatMul", "Parameter", "Constant"}:
+            node = node.input_value(0).get_node()
+        return node
+
+    minima = [node for node in model.get_ordered_ops() if node.get_type_name() == "ReduceMin"]
+    found = [source(node) for node in minima]
+    return [node.get_friendly_name() for node in found if node.get_type_name() in {"Convolution", "MatMul"}]
+
+
+def quantize(model: "ov.Model", images: torch.Tensor) -> "ov.Model":
+    """Quantise an exported model to 8 bits.
+
+    Args:
+        model (ov.Model): Exported model in 32 bit.
+        images (torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(N, 3, H, W)``.
+
+    Returns:
+        ov.Model: Quantised model.
+    """
+    import nncf  # an extra, as in anomalib
+
+    data = nncf.Dataset([image.numpy() for image in calibration_images(images)])
+    return nncf.quantize(
+        model,
+        data,
+        subset_size=len(images),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=keep_in_float(model)),
+    )
+
+
+def quantize_with_accuracy_control(
+    model: "ov.Model",
+    images: torch.Tensor,
+    validation_data: AnomalibDataset,
+    size: tuple[int, int] | None,
+    metric: "Metric",
+    max_drop: float,
+) -> "ov.Model":
+    """Quantise an exported model to 8 bits as far as a metric allows.
+
+    Args:
+        model (ov.Model): Exported model in 32 bit.
+        images (torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(N, 3, H, W)``.
+        validation_data (AnomalibDataset): Images with labels, one at a time, that the metric is measured on.
+        size (tuple[int, int] | None): Height and width that images are resized to first, ``None`` where the model takes
+            any.
+        metric (Metric): Metric of anomalib; the higher the better.
+        max_drop (float): How much lower it may be afterwards.
+
+    Returns:
+        ov.Model: Model of which as many operations are quantised as the metric allows.
+    """
+    import nncf  # an extra, as in anomalib
+
+    def validate(compiled: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, None]:
+        metric.reset()
+        for item in items:
+            metric.update(_prediction(compiled, item, size))
+        return float(metric.compute()), None
+
+    return nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset([image.numpy() for image in calibration_images(images)]),
+        nncf.Dataset([validation_data[index] for index in range(len(validation_data))]),
+        validate,
+        max_drop=max_drop,
+        subset_size=len(images),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=keep_in_float(model)),
+    )
+
+
+def _prediction(compiled: Callable[[Any], Any], item: Any, size: tuple[int, int] | None) -> ImageBatch:  # noqa: ANN401
+    """Batch of one image of a dataset with what a compiled model says of it."""
+    image = item.image[None].float()
+    if size is not None:
+        image = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
+    output = compiled(image.numpy())
+    anomaly_map = torch.from_numpy(output["anomaly_map"])
+    mask = item.gt_mask
+    if mask is not None:
+        mask = functional.interpolate(mask.reshape(1, 1, *mask.shape[-2:]).float(), size=anomaly_map.shape[-2:])[0] > 0
+    return ImageBatch(
+        image=image,
+        pred_score=torch.from_numpy(output["pred_score"]).reshape(1),
+        pred_label=torch.from_numpy(output["pred_label"]).reshape(1),
+        anomaly_map=anomaly_map,
+        pred_mask=torch.from_numpy(output["pred_mask"]),
+        gt_label=item.gt_label.reshape(1),
+        gt_mask=mask,
+    )
