@@ -4,6 +4,7 @@
 """Tests of what INT8 is calibrated with."""
 
 import openvino as ov
+import pytest
 import torch
 from openvino import opset13 as ops
 
@@ -22,15 +23,18 @@ def test_every_second_image_has_a_defect(normal_images: torch.Tensor) -> None:
     assert all(map(torch.equal, batches, calibration_images(images)))
 
 
-def test_distances_to_the_memory_stay_in_float() -> None:
-    """Of two convolutions only the one whose smallest channel is taken."""
-    image = ops.parameter([1, 4, 8, 8], name="image")
+@pytest.mark.parametrize("shape", [[1, 4, 8, 8], [-1, 4, -1, -1]])
+def test_what_has_one_channel_stays_in_float(shape: list[int]) -> None:
+    """Of two convolutions only the one that gives a map, and what becomes of it; also where sizes are unknown."""
+    image = ops.parameter(ov.PartialShape(shape), name="image")
 
-    def convolution(name: str) -> ov.Node:
-        weights = ops.constant(torch.rand(6, 4, 1, 1).numpy())
+    def convolution(channels: int, name: str) -> ov.Node:
+        weights = ops.constant(torch.rand(channels, 4, 1, 1).numpy())
         return ops.convolution(image, weights, [1, 1], [0, 0], [0, 0], [1, 1], name=name)
 
-    nearest = ops.reduce_min(ops.relu(convolution("memory")), ops.constant([1]), keep_dims=True)
-    model = ov.Model([nearest, ops.reduce_mean(convolution("head"), ops.constant([1]))], [image])
-    assert keep_in_float(model) == ["memory"]
-    assert keep_in_float(ov.Model([ops.reduce_min(image, ops.constant([1]))], [image])) == []
+    features, logits = convolution(6, "features"), convolution(1, "logits")
+    nearest = ops.reduce_min(features, ops.constant([1]), keep_dims=True, name="nearest")
+    anomaly_map = ops.add(ops.sigmoid(logits, name="sigmoid"), nearest, name="anomaly_map")
+    score = ops.reduce_max(anomaly_map, ops.constant([1, 2, 3]), name="score")
+    model = ov.Model([anomaly_map, score], [image])
+    assert sorted(keep_in_float(model)) == ["anomaly_map", "logits", "nearest", "sigmoid"]

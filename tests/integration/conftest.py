@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from anomalib.data import MVTecAD
+from anomalib.engine import Engine
 
+from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.demo import write_data
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +94,22 @@ def shell(tmp_path: Path) -> Shell:
         return result
 
     return call
+
+
+def make_engine(tmp_path: Path, **arguments: Any) -> Engine:  # noqa: ANN401
+    """Engine on the CPU that leaves everything in a folder."""
+    return Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, **arguments)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+    mvtec_root: Path,
+    tiny: dict[str, Any],
+) -> tuple[Engine, DdpmSt, list]:
+    """A model trained for two steps, its engine and its test metrics."""
+    datamodule = MVTecAD(root=mvtec_root, category="gravel", train_batch_size=2, eval_batch_size=2, num_workers=0)
+    model = DdpmSt(**tiny, visualizer=False)
+    engine = make_engine(tmp_path_factory.mktemp("engine"))
+    metrics = engine.train(model, datamodule=datamodule)
+    return engine, model, metrics

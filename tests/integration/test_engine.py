@@ -8,34 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from anomalib.data import Folder, ImageBatch, MVTecAD
-from anomalib.deploy import ExportType, OpenVINOInferencer
-from anomalib.engine import Engine
+from anomalib.data.utils import ValSplitMode
+from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.synthesis import preparation
 
-
-def make_engine(tmp_path: Path, **arguments: Any) -> Engine:  # noqa: ANN401
-    return Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, **arguments)
-
-
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory,
-    mvtec_root: Path,
-    tiny: dict[str, Any],
-) -> tuple[Engine, DdpmSt, list]:
-    """A model trained for two steps, its engine and its test metrics."""
-    datamodule = MVTecAD(root=mvtec_root, category="gravel", train_batch_size=2, eval_batch_size=2, num_workers=0)
-    model = DdpmSt(**tiny, visualizer=False)
-    engine = make_engine(tmp_path_factory.mktemp("engine"))
-    metrics = engine.train(model, datamodule=datamodule)
-    return engine, model, metrics
+from .conftest import make_engine
 
 
 def test_train_gives_all_metrics(trained: tuple) -> None:
@@ -154,7 +139,6 @@ def test_openvino_equals_torch(
         ExportType.OPENVINO,
         export_root=tmp_path,
         input_size=input_size,
-        onnx_kwargs={"opset_version": 18},
     )
     size = input_size or (150, 200)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -168,10 +152,71 @@ def test_openvino_equals_torch(
     assert mvtec_root.exists()
 
 
+@pytest.mark.parametrize(
+    ("compression", "input_size"),
+    [(CompressionType.INT8_PTQ, None), (CompressionType.INT8_PTQ, (128, 128)), (CompressionType.INT8_ACQ, None)],
+)
+def test_int8_comes_close(
+    tmp_path: Path,
+    trained: tuple,
+    datamodule: MVTecAD,
+    compression: CompressionType,
+    input_size: tuple[int, int] | None,
+) -> None:
+    engine, model, _ = trained
+    paths = [
+        engine.export(
+            model,
+            ExportType.OPENVINO,
+            export_root=tmp_path / str(kind),
+            input_size=input_size,
+            compression_type=kind,
+            datamodule=datamodule,
+        )
+        for kind in (None, compression)
+    ]
+    core = openvino.Core()
+    kinds = [{node.get_type_name() for node in core.read_model(path).get_ops()} for path in paths]
+    assert "FakeQuantize" not in kinds[0]
+    if compression == CompressionType.INT8_PTQ:
+        assert "FakeQuantize" in kinds[1]
+        assert paths[1].with_suffix(".bin").stat().st_size < 0.4 * paths[0].with_suffix(".bin").stat().st_size
+    image = datamodule.test_data[0].image[None].numpy()
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    full, short = (core.compile_model(path, "CPU", config)(image)["anomaly_map"] for path in paths)
+    assert np.abs(full - short).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("compression", "arguments", "match"),
+    [
+        (CompressionType.INT8_PTQ, {}, "give the datamodule of the training"),
+        (CompressionType.INT8_ACQ, {"split": ValSplitMode.NONE}, "set the datamodule's val_split_mode"),
+        (CompressionType.INT8_ACQ, {"split": ValSplitMode.SAME_AS_TEST, "max_drop": 2.0}, "max_drop must lie in"),
+    ],
+)
+def test_int8_without_what_it_needs(
+    tmp_path: Path,
+    trained: tuple,
+    mvtec_root: Path,
+    compression: CompressionType,
+    arguments: dict[str, Any],
+    match: str,
+) -> None:
+    _, model, _ = trained
+    arguments = dict(arguments)
+    split = arguments.pop("split", None)
+    if split is not None:
+        arguments["datamodule"] = MVTecAD(root=mvtec_root, category="gravel", num_workers=0, val_split_mode=split)
+    with pytest.raises(ValueError, match=match):
+        model.to_openvino(tmp_path, compression_type=compression, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_onnx_export_is_a_file(tmp_path: Path, trained: tuple) -> None:
     onnx = pytest.importorskip("onnx")
     engine, model, _ = trained
-    path = engine.export(model, ExportType.ONNX, export_root=tmp_path, onnx_kwargs={"opset_version": 18})
+    path = engine.export(model, ExportType.ONNX, export_root=tmp_path)
     onnx.checker.check_model(str(path))
 
 

@@ -1,0 +1,63 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The README's script beside the line, with an exported model and nothing else."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+# What an exported model does without: an import of one of these would fail.
+WITHOUT = """
+import runpy, sys
+for name in ("torch", "torchvision", "lightning", "timm", "anomalib", "anomalib_ddpm_st"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0])
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The script as the README has it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- watch.py -->\n```python\n(.*?)```\n<!-- /watch.py -->", text, re.DOTALL)
+    path = tmp_path / "watch.py"
+    path.write_text(code, encoding="utf-8")
+    return path
+
+
+def test_watch_a_folder(tmp_path: Path, script: Path, trained: tuple, mvtec_root: Path) -> None:
+    """Images that are there, that come later, and that are read while they are written, once each."""
+    _, model, _ = trained
+    model_path = model.to_openvino(tmp_path)
+    images = sorted((mvtec_root / "gravel" / "test").rglob("*.png"))
+    folder = tmp_path / "camera"
+    folder.mkdir()
+    for index in range(2):
+        shutil.copy(images[0], folder / f"early{index}.png")
+    whole = images[1].read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    command = [sys.executable, "-c", WITHOUT, str(script), str(model_path), str(folder), "128", "128"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stdout is not None
+        try:
+            lines = [process.stdout.readline() for _ in range(2)]
+            (folder / "half.png").write_bytes(whole)
+            shutil.copy(images[0], folder / "late.png")
+            lines += [process.stdout.readline() for _ in range(2)]
+        finally:
+            process.kill()
+    assert sorted(line.split()[0] for line in lines) == ["early0.png", "early1.png", "half.png", "late.png"]
+    said = {line.split()[0]: line.split()[1:] for line in lines}
+    assert said["early0.png"] == said["early1.png"] == said["late.png"]
+    assert all(label in {"good", "defective"} and 0 <= float(score) <= 1 for label, score in said.values())
