@@ -74,6 +74,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "strength=weak": {"strength": [0.2, 0.6]},
     "strength=strong": {"strength": [1.0, 3.0]},
     "strength=fixed": {"strength": [1.0, 1.0]},
+    # Reverse steps of a texture.
+    "sampling_steps=2": {"synthesis": "diffusion", "sampling_steps": 2},
+    "sampling_steps=5": {"synthesis": "diffusion", "sampling_steps": 5},
+    "sampling_steps=20": {"synthesis": "diffusion", "sampling_steps": 20},
+    "sampling_steps=50": {"synthesis": "diffusion", "sampling_steps": 50},
     # From textures to defects.
     "local=0": {"local": 0.0},
     "contrast=off": {"contrast": [0.0, 0.0]},

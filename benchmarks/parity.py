@@ -50,6 +50,8 @@ PRECISIONS = ("FP32", "FP16")
 SMALL = 256
 THRESHOLD = 0.5
 MARGIN = 1e-3
+# As in latency.py: one for all that does not go before the others.
+CORE = ov.Core()
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32"}
 
 Prediction = dict[str, np.ndarray]
@@ -174,7 +176,7 @@ def runners(path: Path, onnx_path: Path | None) -> dict[str, Callable[[np.ndarra
     """Functions that run an exported model, from images of shape ``(B, 3, H, W)`` to predictions."""
 
     def raw(file: Path) -> Callable[[np.ndarray], Prediction]:
-        compiled = ov.Core().compile_model(file, "CPU", CONFIG)
+        compiled = CORE.compile_model(file, "CPU", CONFIG)
 
         def call(images: np.ndarray) -> Prediction:
             result = compiled([images])
@@ -209,32 +211,57 @@ def run_size(model: DdpmSt, inputs: dict[str, list[Path]], work_dir: Path) -> li
     sizes: list[tuple[int, int] | None] = [None, *sorted({tuple(values.shape[-2:]) for values in images.values()})]
     rows = []
     for input_size, precision in itertools.product(sizes, PRECISIONS):
-        folder = work_dir / "export"
-        shutil.rmtree(folder, ignore_errors=True)
-        compression = CompressionType.FP16 if precision == "FP16" else None
-        path = model.to_openvino(folder, input_size=input_size, compression_type=compression)
-        onnx_path = model.to_onnx(folder, input_size=input_size) if precision == "FP32" else None
-        kinds = [kind for kind in images if input_size in {None, tuple(images[kind].shape[-2:])}]
-        for (runtime, call), kind, batch in itertools.product(runners(path, onnx_path).items(), kinds, BATCHES):
-            parts = [call(images[kind][start : start + batch]) for start in range(0, len(images[kind]), batch)]
-            actual = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
-            to_lightning, to_export = (compare(actual, reference) for reference in expected[kind])
-            rows.append(
-                {
-                    "input_size": "dynamic" if input_size is None else "static",
-                    "model_size": "x".join(map(str, model.input_size or ())),
-                    "batch": batch,
-                    "precision": precision,
-                    "images": f"{kind} {images[kind].shape[-2]}x{images[kind].shape[-1]}",
-                    "runtime": runtime,
-                    "map_to_lightning": to_lightning["map"],
-                    "map_to_export": to_export["map"],
-                    "score_to_lightning": to_lightning["score"],
-                    "score_to_export": to_export["score"],
-                    "labels_equal": to_lightning["labels_equal"] and to_export["labels_equal"],
-                    "masks_equal": to_lightning["masks_equal"] and to_export["masks_equal"],
-                },
-            )
+        rows += run_export(model, input_size, precision, images, expected, work_dir / "export")
+    return rows
+
+
+def run_export(
+    model: DdpmSt,
+    input_size: tuple[int, int] | None,
+    precision: str,
+    images: dict[str, np.ndarray],
+    expected: dict[str, tuple[Prediction, Prediction]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Cells of one exported model.
+
+    Args:
+        model (DdpmSt): Trained model.
+        input_size (tuple[int, int] | None): Height and width of its input, ``None`` for dynamic input.
+        precision (str): One of ``PRECISIONS``.
+        images (dict[str, np.ndarray]): Images of each kind, of shape ``(B, 3, H, W)``.
+        expected (dict[str, tuple[Prediction, Prediction]]): Predictions of Lightning, and of the model as a function.
+        folder (Path): Folder to export to.
+
+    Returns:
+        list[dict[str, Any]]: Rows.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    compression = CompressionType.FP16 if precision == "FP16" else None
+    path = model.to_openvino(folder, input_size=input_size, compression_type=compression)
+    onnx_path = model.to_onnx(folder, input_size=input_size) if precision == "FP32" else None
+    kinds = [kind for kind in images if input_size in {None, tuple(images[kind].shape[-2:])}]
+    rows = []
+    for (runtime, call), kind, batch in itertools.product(runners(path, onnx_path).items(), kinds, BATCHES):
+        parts = [call(images[kind][start : start + batch]) for start in range(0, len(images[kind]), batch)]
+        actual = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+        to_lightning, to_export = (compare(actual, reference) for reference in expected[kind])
+        rows.append(
+            {
+                "input_size": "dynamic" if input_size is None else "static",
+                "model_size": "x".join(map(str, model.input_size or ())),
+                "batch": batch,
+                "precision": precision,
+                "images": f"{kind} {images[kind].shape[-2]}x{images[kind].shape[-1]}",
+                "runtime": runtime,
+                "map_to_lightning": to_lightning["map"],
+                "map_to_export": to_export["map"],
+                "score_to_lightning": to_lightning["score"],
+                "score_to_export": to_export["score"],
+                "labels_equal": to_lightning["labels_equal"] and to_export["labels_equal"],
+                "masks_equal": to_lightning["masks_equal"] and to_export["masks_equal"],
+            },
+        )
     return rows
 
 

@@ -51,8 +51,7 @@ def test_record(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     output = tmp_path / "synthesis.json"
     images = data_root / "bottle" / "train" / "good"
     arguments = ["--diffusion-path", str(tmp_path / "ddpm"), "--images", str(images), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["synthesis.py", *arguments, "--repeats", "1"])
-    monkeypatch.setattr(synthesis, "command", lambda: "python benchmarks/synthesis.py")
+    monkeypatch.setattr(sys, "argv", ["benchmarks/synthesis.py", *arguments, "--repeats", "1"])
     monkeypatch.setattr(synthesis, "time_pairs", lambda *_: 12.5)
     synthesis.main()
     record = json.loads(output.read_text())

@@ -1,0 +1,120 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How many reverse steps a texture needs.
+
+Example:
+    python benchmarks/sampling.py --diffusion-paths '{"bottle": "ddpm/bottle", "screw": "ddpm/screw"}'
+
+For each number of steps: how far undisturbed samples of a trained DDPM are from real images, by the Fréchet distance of
+the teacher's features (see ``health.json``), as a multiple of the distance of two halves of the real images; the blur
+that takes real images as far; and the seconds of a texture, both of its samples included. What the steps are worth to a
+detector is for ``ablation.py`` to say (``--variants default sampling_steps=2 ...``). A row that is there is not
+measured again.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from common import append_row, commit, make_parser, read_rows
+
+from anomalib_ddpm_st.detector.torch_model import Teacher
+from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.report import HEALTH_LAYERS
+from anomalib_ddpm_st.synthesis import sample_bank
+from anomalib_ddpm_st.synthesis.health import health_report
+from anomalib_ddpm_st.synthesis.preparation import load_pipeline
+
+logger = logging.getLogger(__name__)
+
+SIZE = (256, 256)
+TEXTURES = 16
+PANELS = {
+    "seconds_per_texture": "seconds of a texture",
+    "paired": "samples from images:\ndistance / that of real halves",
+    "from_noise": "samples from noise:\ndistance / that of real halves",
+    "equivalent_blur": "equivalent blur in pixels",
+}
+
+
+def measure_steps(diffusion_path: Path, images: torch.Tensor, teacher: Teacher, steps: int) -> dict[str, float]:
+    """Time and health of sampling with a number of reverse steps.
+
+    Args:
+        diffusion_path (Path): Folder of a trained DDPM.
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        teacher (Teacher): Teacher with weights.
+        steps (int): Number of reverse steps.
+
+    Returns:
+        dict[str, float]: Figures by column.
+    """
+    pipeline = load_pipeline(diffusion_path)
+    start = time.perf_counter()
+    sample_bank(pipeline, images, TEXTURES, num_inference_steps=steps)
+    seconds = (time.perf_counter() - start) / TEXTURES
+    health = health_report(pipeline, images, lambda batch: teacher(teacher.normalize(batch)), steps)
+    if health["yardstick"] is None or health["paired"] is None or health["from_noise"] is None:
+        msg = f"The health of the DDPM needs more than {health['images']} images."
+        raise ValueError(msg)
+    return {
+        "seconds_per_texture": round(seconds, 3),
+        "paired": round(health["paired"] / health["yardstick"], 3),
+        "from_noise": round(health["from_noise"] / health["yardstick"], 3),
+        "equivalent_blur": round(health["equivalent_blur"] or 0.0, 3),
+    }
+
+
+def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Plot each figure against the number of steps.
+
+    Args:
+        rows (Sequence[dict[str, str]]): Rows of the CSV file.
+        path (Path): PNG file.
+    """
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.5), layout="constrained")
+    for panel, (name, label) in zip(panels, PANELS.items(), strict=True):
+        for category in dict.fromkeys(row["category"] for row in rows):
+            points = sorted((int(row["steps"]), float(row[name])) for row in rows if row["category"] == category)
+            panel.plot(*zip(*points, strict=True), marker="o", label=category)
+        panel.set_xscale("log")
+        panel.set_xticks(sorted({int(row["steps"]) for row in rows}))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("")
+        panel.set_xlabel("reverse steps")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure what is not there yet, write the table and plot it."""
+    parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/sampling.csv")
+    parser.add_argument("--diffusion-paths", type=dict, required=True, help="Folder of a trained DDPM, by category.")
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 5, 10, 20, 50])
+    options = parser.parse_args()
+    teacher = Teacher("resnet18", HEALTH_LAYERS)
+    teacher.load_weights(options.teacher_weights)
+    for category in options.categories:
+        paths = sorted((options.data_root / category / "train" / "good").iterdir())
+        images = load_normal_images(paths, SIZE)
+        for steps in options.steps:
+            done = {(row["category"], row["steps"]) for row in read_rows(options.output)}
+            if (category, str(steps)) in done:
+                continue
+            torch.manual_seed(options.seeds[0])
+            figures = measure_steps(Path(options.diffusion_paths[category]), images, teacher, steps)
+            row = {"category": category, "steps": steps, "commit": commit(), **figures}
+            append_row(options.output, row)
+            logger.warning("%s", row)
+            save_plot(read_rows(options.output), options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
