@@ -8,7 +8,7 @@ Example:
 
 A model is trained for a few steps, with thresholds and ranges of scores from a validation set, and exported with
 dynamic and static input, for three sizes of the model, with 32 and 16 bit weights. Three test images of the category,
-the same resized to 256 x 256 pixels, and the same in grey, go one at a time and all at once through
+resized to 900 x 900 and to 256 x 256 pixels, and the large ones in grey, go one at a time and all at once through
 
 - openvino: the OpenVINO file, run by OpenVINO itself,
 - inferencer: the same, through anomalib's ``OpenVINOInferencer``,
@@ -47,6 +47,7 @@ from anomalib_ddpm_st import DdpmSt
 SIZES = ((256, 256), (320, 320), (192, 320))
 BATCHES = (1, 3)
 PRECISIONS = ("FP32", "FP16")
+LARGE = 900
 SMALL = 256
 THRESHOLD = 0.5
 MARGIN = 1e-3
@@ -62,16 +63,16 @@ def write_inputs(paths: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     """Write three kinds of input files.
 
     Args:
-        paths (Sequence[Path]): Images of one size.
+        paths (Sequence[Path]): Images.
         folder (Path): Folder to write to.
 
     Returns:
         dict[str, list[Path]]: Files of each kind.
     """
     changes: dict[str, Callable[[Image.Image], Image.Image]] = {
-        "native": lambda image: image,
+        "large": lambda image: image.resize((LARGE, LARGE)),
         "small": lambda image: image.resize((SMALL, SMALL)),
-        "grey": lambda image: image.convert("L"),
+        "grey": lambda image: image.resize((LARGE, LARGE)).convert("L"),
     }
     files: dict[str, list[Path]] = {}
     for kind, change in changes.items():

@@ -54,7 +54,7 @@ def test_labels_count_away_from_the_threshold(field: str, key: str) -> None:
 
 
 def test_inputs(tmp_path: Path) -> None:
-    """As they are, small, and grey; in folders of their own."""
+    """Large, small, and grey; in folders of their own."""
     path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(path)
     files = parity.write_inputs([path, path], tmp_path)
@@ -63,13 +63,14 @@ def test_inputs(tmp_path: Path) -> None:
         assert [file.name for file in paths] == ["0.png", "1.png"]
         with Image.open(paths[1]) as image:
             seen[kind] = (image.size, image.mode)
-    assert seen == {"native": ((90, 90), "RGB"), "small": ((256, 256), "RGB"), "grey": ((90, 90), "L")}
+    assert seen == {"large": ((900, 900), "RGB"), "small": ((256, 256), "RGB"), "grey": ((900, 900), "L")}
 
 
 def test_record(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell of one size is there, and in all of them the exported model is the trained one."""
     monkeypatch.setattr(parity, "SIZES", ((64, 96),))
     monkeypatch.setattr(parity, "PRECISIONS", ("FP32",))
+    monkeypatch.setattr(parity, "LARGE", 64)
     monkeypatch.setattr(parity, "SMALL", 64)
     monkeypatch.setattr(parity, "train", lambda *_: parity.DdpmSt(pre_trained=False, evaluator=False).eval())
     output = tmp_path / "parity.json"
@@ -79,7 +80,7 @@ def test_record(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
     parity.main()
     assert Path.cwd() == before
     record = json.loads(output.read_text(encoding="utf-8"))
-    kinds = [f"{kind} 64x64" for kind in ("native", "small", "grey")]
+    kinds = [f"{kind} 64x64" for kind in ("large", "small", "grey")]
     cells = {(row["input_size"], row["runtime"], row["images"], row["batch"]) for row in record["rows"]}
     assert cells == {
         (size, runtime, kind, batch)
