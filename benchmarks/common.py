@@ -10,10 +10,11 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from anomalib.data import AnomalibDataModule, MVTecAD
 from anomalib.data.utils import ValSplitMode
@@ -21,6 +22,7 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator
 from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
@@ -197,6 +199,43 @@ def save_record(path: Path, figures: Mapping[str, Any]) -> None:
     record = {**figures, "command": command(), "commit": commit(), "machine": machine()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+def save_lines(panels: Mapping[str, Mapping[str, Line]], xlabel: str, path: Path, ticks: Sequence[int] = ()) -> None:
+    """Plot lines in panels beside each other.
+
+    Args:
+        panels (Mapping[str, Mapping[str, Line]]): Lines of each panel by their names, each as values of both axes, by
+            the label of the vertical axis.
+        xlabel (str): Label of the horizontal axes.
+        path (Path): PNG file.
+        ticks (Sequence[int]): Ticks of the horizontal axes, which are logarithmic then.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.5), layout="constrained")
+    for panel, (ylabel, lines) in zip(axes, panels.items(), strict=True):
+        for name, line in lines.items():
+            panel.plot(*line, marker="o", label=name)
+        if ticks:
+            panel.set_xscale("log")
+            panel.set_xticks(ticks)
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
+        panel.set_xlabel(xlabel)
+        panel.set_ylabel(ylabel)
+        panel.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

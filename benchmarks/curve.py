@@ -22,7 +22,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from common import (
     METRICS,
@@ -35,6 +34,7 @@ from common import (
     measure,
     raw_evaluator,
     read_rows,
+    save_lines,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -131,18 +131,17 @@ def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:
         rows (Sequence[dict[str, str]]): Rows of the CSV file.
         path (Path): PNG file.
     """
-    figure, panels = plt.subplots(1, len(METRICS), figsize=(4 * len(METRICS), 3.5), layout="constrained")
-    for panel, metric in zip(panels, METRICS, strict=True):
-        for category, seed in dict.fromkeys((row["category"], row["seed"]) for row in rows):
-            points = [row for row in rows if (row["category"], row["seed"]) == (category, seed)]
-            minutes = [float(row["seconds"]) / 60 for row in points]
-            panel.plot(minutes, [float(row[metric]) for row in points], marker="o", label=f"{category}, seed {seed}")
-        panel.set_xlabel("minutes of training, with DDPM and bank")
-        panel.set_ylabel(f"{metric} in %")
-        panel.grid(alpha=0.3)
-    panels[0].legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    runs = {f"{row['category']}, seed {row['seed']}": [] for row in rows}
+    for row in rows:
+        runs[f"{row['category']}, seed {row['seed']}"].append(row)
+    panels = {
+        f"{metric} in %": {
+            name: ([float(row["seconds"]) / 60 for row in points], [float(row[metric]) for row in points])
+            for name, points in runs.items()
+        }
+        for metric in METRICS
+    }
+    save_lines(panels, "minutes of training, with DDPM and bank", path)
 
 
 def main() -> None:

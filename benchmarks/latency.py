@@ -47,9 +47,8 @@ from anomalib.models import (
     Stfpm,
     Supersimplenet,
 )
-from common import append_row, save_record
+from common import append_row, flops, save_record
 from jsonargparse import ArgumentParser
-from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.detector.quantization import quantize
@@ -142,9 +141,7 @@ def build(name: str) -> AnomalibModule:
 
 def count_macs(model: AnomalibModule) -> int:
     """Multiplications and additions of convolutions and matrix products for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.model(torch.rand(1, 3, SIZE, SIZE))
-    return counter.get_total_flops() // 2
+    return flops(lambda: model.model(torch.rand(1, 3, SIZE, SIZE))) // 2
 
 
 def export(model: AnomalibModule, folder: Path) -> dict[str, Path]:
@@ -212,9 +209,8 @@ def measure_latency(compiled: dict[tuple[str, str], ov.CompiledModel], runs: int
 
 def measure_throughput(path: Path, threads: int) -> float:
     """Images a second of OpenVINO's asynchronous queue."""
-    compiled = compile_model(path, threads, "THROUGHPUT")
+    queue = ov.AsyncInferQueue(compile_model(path, threads, "THROUGHPUT"))
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
-    queue = ov.AsyncInferQueue(compiled)
     finished: list[int] = []
     queue.set_callback(lambda _, index: finished.append(index))
     for _ in range(WARM_UP):

@@ -18,9 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
-from common import append_row, commit, make_parser, read_rows
+from common import append_row, commit, make_parser, read_rows, save_lines
 
 from anomalib_ddpm_st.detector.torch_model import Teacher
 from anomalib_ddpm_st.images import load_normal_images
@@ -76,21 +75,18 @@ def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:
         rows (Sequence[dict[str, str]]): Rows of the CSV file.
         path (Path): PNG file.
     """
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.5), layout="constrained")
-    for panel, (name, label) in zip(panels, PANELS.items(), strict=True):
-        for category in dict.fromkeys(row["category"] for row in rows):
-            points = sorted((int(row["steps"]), float(row[name])) for row in rows if row["category"] == category)
-            panel.plot(*zip(*points, strict=True), marker="o", label=category)
-        panel.set_xscale("log")
-        panel.set_xticks(sorted({int(row["steps"]) for row in rows}))
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("")
-        panel.set_xlabel("reverse steps")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-    panels[0].legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    ordered = sorted(rows, key=lambda row: int(row["steps"]))
+    panels = {
+        label: {
+            category: (
+                [int(row["steps"]) for row in ordered if row["category"] == category],
+                [float(row[name]) for row in ordered if row["category"] == category],
+            )
+            for category in dict.fromkeys(row["category"] for row in rows)
+        }
+        for name, label in PANELS.items()
+    }
+    save_lines(panels, "reverse steps", path, sorted({int(row["steps"]) for row in rows}))
 
 
 def main() -> None:

@@ -26,10 +26,9 @@ from statistics import median
 
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
-from common import save_record
+from common import flops, save_record
 from diffusers import UNet2DModel
 from jsonargparse import ArgumentParser
-from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_ddpm_st.detector import DdpmStModel
 from anomalib_ddpm_st.detector.augmentation import vary
@@ -61,13 +60,6 @@ def realnet_unet() -> UNet2DModel:
         up_block_types=up,
         attention_head_dim=64,
     ).eval()
-
-
-def flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of a call."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    return counter.get_total_flops()
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:

@@ -619,16 +619,16 @@ class DdpmSt(AnomalibModule):
             msg = f"max_drop must lie in [0, 1], but is {max_drop}."
             raise ValueError(msg)
         datamodule.setup("fit")
-        size = input_size or self.input_size or (256, 256)
-        images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
         validation_data = getattr(datamodule, "val_data", None)
         if compression_type == CompressionType.INT8_ACQ and not validation_data:
             msg = "INT8_ACQ needs a validation set to measure on: set the datamodule's val_split_mode, or use INT8_PTQ."
             raise ValueError(msg)
+        import openvino  # an extra, as in anomalib
+
+        size = input_size or self.input_size or (256, 256)
+        images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
         with tempfile.TemporaryDirectory() as work_dir:
             path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
-            import openvino  # an extra, as in anomalib
-
             model = openvino.Core().read_model(path)
             if compression_type == CompressionType.INT8_PTQ:
                 model = quantize(model, images)

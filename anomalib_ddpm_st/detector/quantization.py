@@ -61,6 +61,18 @@ def keep_in_float(model: "ov.Model") -> list[str]:
     return names
 
 
+def _calibration(model: "ov.Model", images: torch.Tensor) -> dict[str, Any]:
+    """Arguments that both ways to quantise have in common."""
+    import nncf  # an extra, as in anomalib
+
+    return {
+        "calibration_dataset": nncf.Dataset([image.numpy() for image in calibration_images(images)]),
+        "subset_size": len(images),
+        "preset": nncf.QuantizationPreset.MIXED,
+        "ignored_scope": nncf.IgnoredScope(names=keep_in_float(model), validate=False),
+    }
+
+
 def quantize(model: "ov.Model", images: torch.Tensor) -> "ov.Model":
     """Quantise an exported model to 8 bits.
 
@@ -73,14 +85,7 @@ def quantize(model: "ov.Model", images: torch.Tensor) -> "ov.Model":
     """
     import nncf  # an extra, as in anomalib
 
-    data = nncf.Dataset([image.numpy() for image in calibration_images(images)])
-    return nncf.quantize(
-        model,
-        data,
-        subset_size=len(images),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=keep_in_float(model), validate=False),
-    )
+    return nncf.quantize(model, **_calibration(model, images))
 
 
 def quantize_with_accuracy_control(
@@ -115,13 +120,10 @@ def quantize_with_accuracy_control(
 
     return nncf.quantize_with_accuracy_control(
         model,
-        nncf.Dataset([image.numpy() for image in calibration_images(images)]),
-        nncf.Dataset([validation_data[index] for index in range(len(validation_data))]),
-        validate,
+        validation_dataset=nncf.Dataset([validation_data[index] for index in range(len(validation_data))]),
+        validation_fn=validate,
         max_drop=max_drop,
-        subset_size=len(images),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=keep_in_float(model), validate=False),
+        **_calibration(model, images),
     )
 
 
