@@ -98,7 +98,7 @@ def save_pictures(model: AnomalibModule, datamodule: MVTecAD, prefix: Path, per_
             if shown[kind] <= per_type:
                 columns["image"].append(image)
                 columns["annotation"].append(mask.float().reshape(1, *mask.shape[-2:]))
-                columns["anomaly map"].append(anomaly_map)
+                columns["anomaly map"].append(anomaly_map.reshape(1, *anomaly_map.shape[-2:]))
     save_contact_sheet(f"{prefix}_maps.png", columns)
     save_score_histogram(f"{prefix}_scores.png", torch.cat(scores), torch.cat(labels))
 

@@ -33,10 +33,13 @@ STEPS_PER_EPOCH = 100
 MAX_SNR_WEIGHT = 5
 # From so many images on they are enough as they are.
 FEW_IMAGES = 20
-WINDOW_SHARE = 0.5
+FEW_WINDOW_SHARE = 0.5
 FEW_ROTATION = 5.0
 FEW_SCALE = 0.1
 FEW_SHIFT = 0.05
+# Larger images are learnt, and sampled, in windows.
+MAX_WHOLE_SIZE = 512
+WINDOW_SIZE = 256
 
 
 class DiffusionModule(pl.LightningModule):
@@ -55,6 +58,8 @@ class DiffusionModule(pl.LightningModule):
         ema_decay (float): Upper bound of the decay of the averaged weights. Defaults to ``0.999``.
         few_images (bool): Make more of few images: move, turn and scale them a little, and show the network only a
             quarter of them, with its place, at half of the steps. Defaults to ``False``.
+        window_size (int | None): Side in pixels of the windows that the network is shown of large images, with their
+            place. ``None`` for whole images. Defaults to ``None``.
 
     Example:
         >>> module = DiffusionModule(image_size=(32, 32), block_out_channels=(8, 8))
@@ -70,6 +75,7 @@ class DiffusionModule(pl.LightningModule):
         training_steps: int = 1000,
         ema_decay: float = 0.999,
         few_images: bool = False,
+        window_size: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -77,6 +83,7 @@ class DiffusionModule(pl.LightningModule):
         self.learning_rate = learning_rate
         self.training_steps = training_steps
         self.few_images = few_images
+        self.window_size = window_size
         self.unet = build_unet(image_size, patch_size, block_out_channels)
         self.noise_scheduler = PerturbedDDPMScheduler(prediction_type="sample")
         self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
@@ -89,7 +96,7 @@ class DiffusionModule(pl.LightningModule):
         """
         unet = copy.deepcopy(self.unet).cpu()
         self.ema.copy_to(unet.parameters())
-        pipeline = DefectPipeline(unet.eval(), self.noise_scheduler)
+        pipeline = DefectPipeline(unet.eval(), self.noise_scheduler, self.window_size)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -107,8 +114,11 @@ class DiffusionModule(pl.LightningModule):
         images = batch[0].float() / 255
         sample = self._to_sample(self._vary(images) if self.few_images else images)
         position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
-        if self.few_images and torch.rand(()) < WINDOW_SHARE:
-            sample, position = self._window(sample, position)
+        if self.window_size is not None:
+            side = self.window_size // self.patch_size
+            sample, position = self._window((side, side), sample, position)
+        elif self.few_images and torch.rand(()) < FEW_WINDOW_SHARE:
+            sample, position = self._window((sample.shape[-2] // 2, sample.shape[-1] // 2), sample, position)
         noise = torch.randn_like(sample)
         timesteps = torch.randint(len(self.noise_scheduler), (sample.shape[0],), device=sample.device)
         noisy = self.noise_scheduler.add_noise(sample, noise, timesteps)
@@ -134,11 +144,13 @@ class DiffusionModule(pl.LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             return warp(images, FEW_ROTATION * angles, (FEW_SCALE * scales).exp(), shifts).clamp(0, 1)
 
-    def _window(self, *parts: torch.Tensor) -> list[torch.Tensor]:
-        """Cut the same quarter out of tensors of shape ``(B, C, h, w)``, of a size that the network takes."""
+    def _window(self, window: tuple[int, int], *parts: torch.Tensor) -> list[torch.Tensor]:
+        """Cut the same window out of tensors of shape ``(B, C, h, w)``, larger than asked only for the network."""
         size = parts[0].shape[-2:]
         multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        height, width = (max(multiple, side // 2 // multiple * multiple) for side in size)
+        height, width = (
+            min(side, max(multiple, cut // multiple * multiple)) for side, cut in zip(size, window, strict=True)
+        )
         top, left = (int(torch.randint(side - cut + 1, ())) for side, cut in zip(size, (height, width), strict=True))
         return [part[..., top : top + height, left : left + width] for part in parts]
 
@@ -188,8 +200,9 @@ def train_diffusion(
 ) -> DefectPipeline:
     """Train a DDPM on normal images and save it in the folder format of diffusers.
 
-    An interrupted training leaves its checkpoint in ``output_dir`` and goes on from there when called again. The
-    global random state of the caller is left as it was.
+    Images with a side above 512 pixels are learnt in windows of 256 and sampled in tiles of that size, so that the
+    memory of the network does not grow with the image. An interrupted training leaves its checkpoint in ``output_dir``
+    and goes on from there when called again. The global random state of the caller is left as it was.
 
     Args:
         images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
@@ -219,6 +232,7 @@ def train_diffusion(
             learning_rate=learning_rate,
             training_steps=training_steps,
             few_images=len(images) < FEW_IMAGES,
+            window_size=WINDOW_SIZE if max(images.shape[-2:]) > MAX_WHOLE_SIZE else None,
         )
         trainer = Trainer(
             max_steps=training_steps,

@@ -4,6 +4,7 @@
 """Diffusion pipeline that samples images with defects from a DDPM of normal images."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional
 
 from .scheduler import Perturbation, PerturbedDDPMScheduler
-from .unet import denoise, patchify, size_multiple, unet_patch_size, unpatchify
+from .unet import denoise, denoise_tiles, patchify, size_multiple, unet_patch_size, unpatchify
 
 
 class DefectPipelineOutput(BaseOutput):
@@ -35,6 +36,8 @@ class DefectPipeline(DiffusionPipeline):
     Args:
         unet (UNet2DModel): Denoising network, see :func:`anomalib_ddpm_st.diffusion.build_unet`.
         scheduler (PerturbedDDPMScheduler): Scheduler with a perturbed reverse step.
+        tile_size (int | None): Side in pixels of the tiles that the network sees of larger images, as in its training.
+            ``None`` for whole images. Defaults to ``None``.
 
     Example:
         >>> import torch
@@ -50,9 +53,10 @@ class DefectPipeline(DiffusionPipeline):
     unet: UNet2DModel
     scheduler: PerturbedDDPMScheduler
 
-    def __init__(self, unet: UNet2DModel, scheduler: PerturbedDDPMScheduler) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: PerturbedDDPMScheduler, tile_size: int | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(tile_size=tile_size)
 
     @torch.no_grad()
     def __call__(
@@ -120,8 +124,10 @@ class DefectPipeline(DiffusionPipeline):
         # Ends above t = 0: the last prediction still takes away the grain that the last perturbation left.
         timesteps = torch.linspace(start_timestep, 0, steps + 1)[:-1].round().long()
         self.scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
+        tile_size = self.config.tile_size
+        predict = denoise if tile_size is None else partial(denoise_tiles, tile=tile_size // patch_size)
         for timestep in self.progress_bar(self.scheduler.timesteps):
-            model_output = denoise(self.unet, sample, timestep).to(sample.dtype)
+            model_output = predict(self.unet, sample, timestep).to(sample.dtype)
             sample = self.scheduler.step(
                 model_output,
                 timestep,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionModule, lightning_model, train_diffusion
 from anomalib_ddpm_st.diffusion.lightning_model import CHECKPOINT_NAME, FEW_IMAGES
@@ -231,6 +232,37 @@ def test_what_few_images_are(count: int, few: bool, tmp_path: Path, monkeypatch:
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     train_diffusion(images, tmp_path, **{**SETTINGS, "training_steps": 2})
     assert asked == [few, few]
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_large_images_are_learnt_and_sampled_in_windows(
+    few: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in training nor in sampling does the network see more than a window, and the folder keeps that."""
+    monkeypatch.setattr(lightning_model, "MAX_WHOLE_SIZE", 48)
+    monkeypatch.setattr(lightning_model, "WINDOW_SIZE", 32)
+    monkeypatch.setattr(lightning_model, "FEW_IMAGES", 4 if few else 3)
+    images = torch.randint(0, 256, (3, 3, 40, 72), dtype=torch.uint8)
+    sizes: list[tuple[int, ...]] = []
+    forward = UNet2DModel.forward
+
+    def spy(self: UNet2DModel, sample: torch.Tensor, *arguments: torch.Tensor) -> object:
+        sizes.append((sample.shape[-2], sample.shape[-1]))
+        return forward(self, sample, *arguments)
+
+    monkeypatch.setattr(UNet2DModel, "forward", spy)
+    train_diffusion(images, tmp_path, **SETTINGS)
+    assert sizes == [(8, 8)] * SETTINGS["training_steps"]
+    loaded = DefectPipeline.from_pretrained(tmp_path)
+    for start in ("noise", 300):
+        samples = loaded(images=images[:2] / 255, start=start, num_inference_steps=2, strength=0.2).images
+        assert samples.shape == (2, 3, 40, 72)
+        assert samples.isfinite().all()
+    assert set(sizes) == {(8, 8)}
+
+    sizes.clear()
+    train_diffusion(images[..., :48], tmp_path / "small", **SETTINGS)
+    assert (10, 12) in sizes
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the comparison of Draem with its own defects and with these."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import recipes
+from anomalib.models import Draem
+from common import METRICS, read_rows
+
+from anomalib_ddpm_st.callback import NormalizedGenerator
+
+
+def test_one_row_for_each_source(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both trainings are of the same length, each with its defects; a second call only does what is missing."""
+    makers: list[bool] = []
+    step = Draem.training_step
+
+    def training_step(model: Draem, *arguments: object, **more: object) -> object:
+        makers.append(isinstance(model.augmenter, NormalizedGenerator))
+        return step(model, *arguments, **more)
+
+    monkeypatch.setattr(Draem, "training_step", training_step)
+    output = tmp_path / "results" / "recipes.csv"
+    options = {"data-root": data_root, "output": output, "max-steps": 2, "batch-size": 2, "image-size": 32}
+    arguments = ["benchmarks/recipes.py", *(f"--{key}={value}" for key, value in options.items()), "--sources", "own"]
+    for more in ([], ["self_texture"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        recipes.main()
+    assert makers == [False, False, True, True]
+    rows = read_rows(output)
+    assert [(row["source"], row["category"], row["steps"]) for row in rows] == [
+        ("own", "bottle", "2"),
+        ("self_texture", "bottle", "2"),
+    ]
+    assert all(0 <= float(row[metric]) <= 100 for row in rows for metric in METRICS)
+    pictures = {
+        f"recipes_{source}_bottle_1_{kind}.png" for source in ("own", "self_texture") for kind in ("maps", "scores")
+    }
+    assert {path.name for path in output.parent.glob("*.png")} == pictures
