@@ -83,6 +83,25 @@ class Snapshots(Callback):
         self.start = time.perf_counter() - state_dict["elapsed"]
 
 
+def finished(checkpoint: Path, snapshots: Snapshots, training_steps: int) -> dict[int, float] | None:
+    """Read how long a training took that was finished before, and whose weights only need to be measured.
+
+    Args:
+        checkpoint (Path): Checkpoint of the training.
+        snapshots (Snapshots): Weights that it was to keep.
+        training_steps (int): Steps of the whole schedule.
+
+    Returns:
+        dict[int, float] | None: Seconds by step, or ``None`` if the training is not finished.
+    """
+    if not checkpoint.exists():
+        return None
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    seconds = content["callbacks"][snapshots.state_key]["seconds"]
+    done = content["global_step"] >= training_steps and set(seconds) == set(snapshots.steps)
+    return seconds if done and all(snapshots.path(step).exists() for step in seconds) else None
+
+
 def run(
     category: str,
     seed: int,
@@ -101,7 +120,8 @@ def run(
         arguments (dict[str, Any]): Init arguments of :class:`DdpmSt`.
         data_root (Path): Folder of the categories.
         precision (str): Precision of the Trainer while training; measured in 32 bit.
-        folder (Path): Folder for weights; a checkpoint of the same run that lies there is gone on from.
+        folder (Path): Folder for weights; a checkpoint of the same run that lies there is gone on from, or, if it is
+            of the last step, only measured.
 
     Returns:
         list[dict[str, Any]]: One row for each share.
@@ -113,13 +133,20 @@ def run(
     checkpoint = folder / f"{CHECKPOINT}.ckpt"
     interval = min(CHECKPOINT_STEPS, model.training_steps)
     keep = ModelCheckpoint(folder, CHECKPOINT, every_n_train_steps=interval, enable_version_counter=False)
-    engine = make_training_engine(precision, default_root_dir=folder, callbacks=[snapshots, keep])
-    engine.fit(model, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
+    seconds = finished(checkpoint, snapshots, model.training_steps)
+    if seconds is None:
+        engine = make_training_engine(precision, default_root_dir=folder, callbacks=[snapshots, keep])
+        engine.fit(model, datamodule=datamodule, ckpt_path=checkpoint if checkpoint.exists() else None)
+        seconds = snapshots.seconds
+    datamodule.setup()
     rows = []
-    for step, seconds in snapshots.seconds.items():
+    for step, seconds_then in seconds.items():
         model.load_state_dict(torch.load(snapshots.path(step), weights_only=True))
+        # The weights were kept before the scores of that step could be calibrated.
+        torch.manual_seed(seed)
+        model.calibrate_scores(datamodule.train_data)
         metrics = measure(model, datamodule, verbose=False, default_root_dir=folder)
-        row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds, 1)}
+        row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds_then, 1)}
         rows.append({**row, **metrics})
     return rows
 

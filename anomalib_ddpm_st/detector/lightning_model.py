@@ -5,16 +5,14 @@
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from anomalib import LearningType, TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, Batch
-from anomalib.deploy import CompressionType
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule, Batch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.models import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -24,7 +22,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import Metric
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.cache import default_cache_dir
@@ -40,21 +37,20 @@ from anomalib_ddpm_st.synthesis.preparation import (
 )
 
 from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
+from .export import ExportMixin
 from .loss import DdpmStLoss
-from .quantization import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
 logger = logging.getLogger(__name__)
 
 Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
-ONNX_OPSET = 18
 MAX_VARIATION = 3.0
 MEMORY_BATCH_SIZE = 16
 SCALE_IMAGES = 48
 
 
-class DdpmSt(AnomalibModule):
+class DdpmSt(ExportMixin, AnomalibModule):
     """Detector trained on defects that a perturbed DDPM of normal images makes.
 
     Three stages run in one ``Engine.fit``: a DDPM learns the normal images, its perturbed sampling fills a bank of
@@ -268,6 +264,7 @@ class DdpmSt(AnomalibModule):
         self.bank_dir: Path | None = None
         self._train_start = 0.0
         self._scale_images: torch.Tensor | None = None
+        self._calibrated_step = -1
         self._last_step = float("inf")
 
     @property
@@ -375,15 +372,21 @@ class DdpmSt(AnomalibModule):
         if self.needs_bank and self.bank_dir is None:
             self.bank_dir = self._prepare_bank(dataset)
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
-        images = self._reference_images(dataset)
-        self.symmetries = self._symmetries(images)
+        images = self._look_at(dataset)
         start = time.perf_counter()
-        if images is not None:
-            indices = evenly(len(images), SCALE_IMAGES)
-            self._scale_images = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
         self._fill_memory(images)
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
+
+    def _look_at(self, dataset: Dataset) -> torch.Tensor | None:
+        """Find out what is normal in a training set: how parts may lie, and images to calibrate the scores with."""
+        images = self._reference_images(dataset)
+        self.symmetries = self._symmetries(images)
+        self._scale_images, self._calibrated_step = None, -1
+        if images is not None:
+            indices = evenly(len(images), SCALE_IMAGES)
+            self._scale_images = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
+        return images
 
     def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:
         """Normal images that show what is normal, ``uint8`` of shape ``(N, 3, H, W)``.
@@ -440,17 +443,49 @@ class DdpmSt(AnomalibModule):
             turned = self._turned(images)
             yield vary(turned, turned, turned[:, :1])[0]
 
-    def _calibrate(self) -> None:
-        """Calibrate the scores once training is over, before the last checkpoint is written."""
-        if self._scale_images is not None:
-            self.model.eval()
-            self.model.calibrate(batch.to(self.device) for batch in self._varied_images())
-            self.model.train()
+    def calibrate_scores(self, dataset: Dataset) -> None:
+        """Calibrate the scores by the normal images of a training set, as training does when it ends.
+
+        For weights that were kept along the way: scores are calibrated whenever training validates and when it ends,
+        not at every step.
+
+        Args:
+            dataset (Dataset): Training set of an anomalib datamodule.
+
+        Raises:
+            TypeError: If the dataset has no paths of images.
+        """
+        if self._look_at(dataset) is None:
+            msg = f"Scores are calibrated by the images of an anomalib dataset, not of a {type(dataset).__name__}."
+            raise TypeError(msg)
+        self._calibrate()
         self._scale_images = None
+
+    def _calibrate(self) -> None:
+        """Calibrate the scores with the weights of now, and leave the random numbers of training as they were."""
+        if self._scale_images is None:
+            return
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng():
+            self.model.calibrate(batch.to(self.device) for batch in self._varied_images())
+        self.model.train(was_training)
+
+    def _calibrate_once(self) -> None:
+        """Calibrate the scores, if that was not done at this step of training."""
+        if self._calibrated_step != self.trainer.global_step:
+            self._calibrate()
+        self._calibrated_step = self.trainer.global_step
+
+    def on_validation_start(self) -> None:
+        """Calibrate the scores while training: thresholds and checkpoints of this validation go by them."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._calibrate_once()
 
     def on_train_end(self) -> None:
         """Note the time that the detector took; calibrate scores if training ended before its schedule."""
-        self._calibrate()
+        self._calibrate_once()
+        self._scale_images = None
         self.stage_seconds["detector"] = time.perf_counter() - self._train_start
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
@@ -495,7 +530,7 @@ class DdpmSt(AnomalibModule):
         """End training when the schedule is done, with calibrated scores."""
         del args, kwargs
         if self.trainer.global_step >= self._last_step:
-            self._calibrate()
+            self._calibrate_once()
         if self.trainer.global_step >= self.training_steps:
             self.trainer.should_stop = True
 
@@ -544,102 +579,6 @@ class DdpmSt(AnomalibModule):
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # Export
-
-    def to_onnx(  # type: ignore[override]
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Path:
-        """Export to ONNX, by default in the opset that the exporter writes without conversion.
-
-        Args:
-            export_root (Path | str): Folder to write to.
-            model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
-            input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
-                resizes them itself. ``None`` for any.
-            **kwargs: Further arguments of ``torch.onnx.export``.
-
-        Returns:
-            Path: Path of the exported model.
-        """
-        return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        metric: Metric | None = None,
-        task: TaskType | None = None,
-        max_drop: float = 0.01,
-        ov_kwargs: dict[str, Any] | None = None,
-        onnx_kwargs: dict[str, Any] | None = None,
-    ) -> Path:
-        """Export to OpenVINO.
-
-        INT8 is calibrated with normal images of the training set, half of them with synthetic defects. anomalib itself
-        would take the validation set, whose images do not fit a model of fixed input size.
-
-        Args:
-            export_root (Path | str): Folder to write to.
-            model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
-            input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
-                resizes them itself. ``None`` for any.
-            compression_type (CompressionType | None): ``FP16`` or ``INT8`` weights, or ``INT8_PTQ`` or ``INT8_ACQ``
-                throughout. ``None`` for 32 bit.
-            datamodule (AnomalibDataModule | None): Data for ``INT8_PTQ``, and with a validation set for ``INT8_ACQ``.
-            metric (Metric | None): Metric that ``INT8_ACQ`` keeps; by default the F1 score of images.
-            task (TaskType | None): As in anomalib.
-            max_drop (float): How much worse the metric may be. Defaults to ``0.01``.
-            ov_kwargs (dict[str, Any] | None): Arguments of ``openvino.convert_model``.
-            onnx_kwargs (dict[str, Any] | None): Arguments of ``torch.onnx.export``.
-
-        Returns:
-            Path: Path of the exported model.
-
-        Raises:
-            ValueError: If data that the compression needs is missing, or ``max_drop`` is out of its range.
-        """
-        quantized = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
-        arguments = (input_size, None if compression_type in quantized else compression_type, datamodule, metric, task)
-        further = (max_drop, ov_kwargs, onnx_kwargs)
-        if compression_type not in quantized:
-            return super().to_openvino(export_root, model_file_name, *arguments, *further)
-        if datamodule is None:
-            msg = f"{compression_type} needs images to calibrate with: give the datamodule of the training."
-            raise ValueError(msg)
-        if not 0 <= max_drop <= 1:
-            msg = f"max_drop must lie in [0, 1], but is {max_drop}."
-            raise ValueError(msg)
-        datamodule.setup("fit")
-        validation_data = getattr(datamodule, "val_data", None)
-        if compression_type == CompressionType.INT8_ACQ and not validation_data:
-            msg = "INT8_ACQ needs a validation set to measure on: set the datamodule's val_split_mode, or use INT8_PTQ."
-            raise ValueError(msg)
-        import openvino  # an extra, as in anomalib
-
-        size = input_size or self.input_size or (256, 256)
-        images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
-        with tempfile.TemporaryDirectory() as work_dir:
-            path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
-            model = openvino.Core().read_model(path)
-            if compression_type == CompressionType.INT8_PTQ:
-                model = quantize(model, images)
-            else:
-                metric = metric or F1Score(fields=["pred_label", "gt_label"])
-                data = cast("AnomalibDataset", validation_data)
-                model = quantize_with_accuracy_control(model, images, data, input_size, metric, max_drop)
-            target = Path(export_root) / path.relative_to(work_dir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            openvino.save_model(model, target, compress_to_fp16=False)
-        return target
 
     # ---------------------------------------------------------------------------------------------------------------
     # Configuration

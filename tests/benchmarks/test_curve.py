@@ -16,17 +16,26 @@ from common import METRICS, read_rows
 from anomalib_ddpm_st import DdpmSt
 
 
-def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path) -> None:
-    """One training run gives a row for each share of the schedule, of weights that differ."""
+def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One training run gives a row for each share of the schedule, of weights that differ, with calibrated scores."""
     arguments = {
         "pre_trained": False,
         "synthesis": "self_texture",
         "training_steps": 2,
         "pre_processor": DdpmSt.configure_pre_processor((64, 64)),
     }
+    spreads: list[torch.Tensor] = []
+    measure = curve.measure
+
+    def spy(model: DdpmSt, *inputs: Any, **more: Any) -> dict[str, float]:  # noqa: ANN401
+        spreads.append(model.model.score_spread.clone())
+        return measure(model, *inputs, **more)
+
+    monkeypatch.setattr(curve, "measure", spy)
     rows = curve.run("bottle", 1, [0.5, 1.0], arguments, data_root, "32-true", tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["seconds"] < rows[1]["seconds"]
+    assert [bool((spread < 1).all()) for spread in spreads] == [True, True]
     assert all(0 <= row[metric] <= 100 for row in rows for metric in METRICS)
     early, late = (torch.load(tmp_path / f"step{step}.pt") for step in (1, 2))
     assert any(not torch.equal(early[name], late[name]) for name in early)
@@ -62,6 +71,9 @@ def test_interrupted_training_goes_on(data_root: Path, tmp_path: Path, monkeypat
     assert rows[0]["seconds"] < rows[1]["seconds"] < 60 + time.perf_counter() - began
     again = torch.load(tmp_path / "step1.pt")
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+    assert curve.run(*settings) == rows
+    assert len(measured) == 4, "a finished training is only measured"
 
 
 def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

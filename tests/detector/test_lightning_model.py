@@ -644,10 +644,44 @@ def test_scores_are_calibrated_when_training_ends(
     assert torch.equal(model.model.score_spread, calibrated)
 
 
+@pytest.mark.parametrize(("stage", "calibrated"), [(TrainerFn.FITTING, True), (TrainerFn.VALIDATING, False)])
+def test_scores_are_calibrated_before_a_validation(stage: TrainerFn, calibrated: bool, tmp_path: Path) -> None:
+    """Of training, once a step; neither the mode of the model nor the random numbers of training are touched."""
+    model = make_model(pre_processor=DdpmSt.configure_pre_processor((64, 64)), memory_size=10)
+    dataset = write_parts(tmp_path, 3, torch.rand(3, 64, 64))
+    loader = SimpleNamespace(dataset=dataset)
+    attach(model, train_dataloader=loader, ckpt_path=None, global_step=6, state=SimpleNamespace(fn=stage))
+    model.on_train_start()
+    model.eval()
+    spread, state = model.model.score_spread.clone(), torch.get_rng_state()
+    model.on_validation_start()
+    assert (model.model.score_spread < spread).all() == calibrated
+    assert not model.model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+    first = model.model.score_spread.clone()
+    torch.rand(3)
+    model.on_validation_start()
+    assert torch.equal(model.model.score_spread, first)
+    attach(model, global_step=7, state=SimpleNamespace(fn=stage))
+    model.on_validation_start()
+    assert torch.equal(model.model.score_spread, first) != calibrated
+
+
+def test_scores_of_kept_weights_are_calibrated(tmp_path: Path) -> None:
+    """Without a Trainer, by a training set; what has no images of its own is refused."""
+    model = make_model()
+    spread = model.model.score_spread.clone()
+    model.calibrate_scores(write_parts(tmp_path, 3, torch.rand(3, 64, 64)))
+    assert (model.model.score_spread < spread).all()
+    with pytest.raises(TypeError, match="TensorDataset"):
+        model.calibrate_scores(torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8)))
+
+
 def test_scores_of_other_datasets_are_not_calibrated(model: DdpmSt) -> None:
     """A dataset without paths has no images to calibrate by; the components count by their shares."""
     dataset = torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))
-    attach(model, train_dataloader=SimpleNamespace(dataset=dataset), ckpt_path=None)
+    attach(model, train_dataloader=SimpleNamespace(dataset=dataset), ckpt_path=None, global_step=6)
     model.on_train_start()
     model.on_train_end()
     assert (model.model.score_spread == 1).all()

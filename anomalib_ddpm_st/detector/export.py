@@ -1,0 +1,123 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Export of DdpmSt, where it differs from anomalib's."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.deploy import CompressionType
+from anomalib.metrics import F1Score
+from torchmetrics import Metric
+
+from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.synthesis.preparation import normal_paths
+
+from .quantization import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
+
+ONNX_OPSET = 18
+
+if TYPE_CHECKING:
+    from anomalib.models import AnomalibModule as Base
+else:
+    Base = object
+
+
+class ExportMixin(Base):
+    """Export methods, to be put before ``AnomalibModule`` among the bases of a model."""
+
+    def to_onnx(  # type: ignore[override]
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export to ONNX, by default in the opset that the exporter writes without conversion.
+
+        Args:
+            export_root (Path | str): Folder to write to.
+            model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
+            input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
+                resizes them itself. ``None`` for any.
+            **kwargs: Further arguments of ``torch.onnx.export``.
+
+        Returns:
+            Path: Path of the exported model.
+        """
+        return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Export to OpenVINO.
+
+        INT8 is calibrated with normal images of the training set, half of them with synthetic defects. anomalib itself
+        would take the validation set, whose images do not fit a model of fixed input size.
+
+        Args:
+            export_root (Path | str): Folder to write to.
+            model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
+            input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
+                resizes them itself. ``None`` for any.
+            compression_type (CompressionType | None): ``FP16`` or ``INT8`` weights, or ``INT8_PTQ`` or ``INT8_ACQ``
+                throughout. ``None`` for 32 bit.
+            datamodule (AnomalibDataModule | None): Data for ``INT8_PTQ``, and with a validation set for ``INT8_ACQ``.
+            metric (Metric | None): Metric that ``INT8_ACQ`` keeps; by default the F1 score of images.
+            task (TaskType | None): As in anomalib.
+            max_drop (float): How much worse the metric may be. Defaults to ``0.01``.
+            ov_kwargs (dict[str, Any] | None): Arguments of ``openvino.convert_model``.
+            onnx_kwargs (dict[str, Any] | None): Arguments of ``torch.onnx.export``.
+
+        Returns:
+            Path: Path of the exported model.
+
+        Raises:
+            ValueError: If data that the compression needs is missing, or ``max_drop`` is out of its range.
+        """
+        quantized = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        arguments = (input_size, None if compression_type in quantized else compression_type, datamodule, metric, task)
+        further = (max_drop, ov_kwargs, onnx_kwargs)
+        if compression_type not in quantized:
+            return super().to_openvino(export_root, model_file_name, *arguments, *further)
+        if datamodule is None:
+            msg = f"{compression_type} needs images to calibrate with: give the datamodule of the training."
+            raise ValueError(msg)
+        if not 0 <= max_drop <= 1:
+            msg = f"max_drop must lie in [0, 1], but is {max_drop}."
+            raise ValueError(msg)
+        datamodule.setup("fit")
+        validation_data = getattr(datamodule, "val_data", None)
+        if compression_type == CompressionType.INT8_ACQ and not validation_data:
+            msg = "INT8_ACQ needs a validation set to measure on: set the datamodule's val_split_mode, or use INT8_PTQ."
+            raise ValueError(msg)
+        import openvino  # an extra, as in anomalib
+
+        size = input_size or self.input_size or (256, 256)
+        images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
+        with tempfile.TemporaryDirectory() as work_dir:
+            path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
+            model = openvino.Core().read_model(path)
+            if compression_type == CompressionType.INT8_PTQ:
+                model = quantize(model, images)
+            else:
+                metric = metric or F1Score(fields=["pred_label", "gt_label"])
+                data = cast("AnomalibDataset", validation_data)
+                model = quantize_with_accuracy_control(model, images, data, input_size, metric, max_drop)
+            target = Path(export_root) / path.relative_to(work_dir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            openvino.save_model(model, target, compress_to_fp16=False)
+        return target

@@ -1,0 +1,109 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Accuracy of a trained DdpmSt on its test set in 32, 16 and 8 bit, through OpenVINO on the CPU.
+
+Example:
+    python benchmarks/precision.py --categories bottle screw --weights-dir WEIGHTS
+
+``WEIGHTS`` is what ``curve.py --weights-dir WEIGHTS`` kept: for each category and seed the weights of the last step are
+taken. INT8 is made by ``DdpmSt.to_openvino`` and calibrated with the training set. Raw scores, no threshold. A row that
+is there is not measured again. ``seconds`` is the time of the test.
+"""
+
+import itertools
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import openvino as ov
+import torch
+from anomalib.data import InferenceBatch, MVTecAD
+from anomalib.deploy import CompressionType
+from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
+
+from anomalib_ddpm_st import DdpmSt
+
+logger = logging.getLogger(__name__)
+
+CORE = ov.Core()
+PRECISIONS = {"FP32": None, "FP16": CompressionType.FP16, "INT8": CompressionType.INT8_PTQ}
+
+
+def compile_detector(path: Path) -> Callable[[torch.Tensor], InferenceBatch]:
+    """Compile an exported model to be called like the one that it was exported from.
+
+    Args:
+        path (Path): OpenVINO model.
+
+    Returns:
+        Callable[[torch.Tensor], InferenceBatch]: From images of shape ``(B, 3, H, W)`` with values in [0, 1] to scores
+        of shape ``(B,)`` and anomaly maps of shape ``(B, 1, H, W)``.
+    """
+    compiled = CORE.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def predict(images: torch.Tensor) -> InferenceBatch:
+        results = compiled([images.numpy()])
+        score, anomaly_map = (torch.from_numpy(results[name].copy()) for name in ("pred_score", "anomaly_map"))
+        return InferenceBatch(pred_score=score.flatten(), anomaly_map=anomaly_map)
+
+    return predict
+
+
+def load(weights: Path, datamodule: MVTecAD, seed: int) -> DdpmSt:
+    """Load weights that ``curve.py`` kept, and calibrate their scores.
+
+    Args:
+        weights (Path): File of the weights.
+        datamodule (MVTecAD): Data of the training, set up.
+        seed (int): Seed of the calibration.
+
+    Returns:
+        DdpmSt: Model without a post-processor.
+    """
+    model = DdpmSt(pre_trained=False, evaluator=raw_evaluator(), post_processor=False, visualizer=False)
+    state = torch.load(weights, weights_only=True)
+    model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
+    torch.manual_seed(seed)
+    model.calibrate_scores(datamodule.train_data)
+    return model.eval()
+
+
+def main() -> None:
+    """Measure what is not in the table yet."""
+    parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/precision.csv")
+    parser.add_argument("--weights-dir", type=Path, required=True, help="Folder that curve.py kept weights in.")
+    options = parser.parse_args()
+    done = {(row["category"], row["seed"], row["precision"]) for row in read_rows(options.output)}
+    for category, seed in itertools.product(options.categories, options.seeds):
+        if all((category, str(seed), precision) in done for precision in PRECISIONS):
+            continue
+        folder = options.weights_dir / f"{category}-{seed}"
+        kept = sorted(folder.glob("step*.pt"), key=lambda path: int(path.stem.removeprefix("step")))
+        if not kept:
+            msg = f"There are no weights in {folder}: train with curve.py --weights-dir {options.weights_dir} first."
+            raise FileNotFoundError(msg)
+        datamodule = make_mvtec(options.data_root, category, eval_batch_size=1, num_workers=0)
+        datamodule.setup()
+        model = load(kept[-1], datamodule, seed)
+        with tempfile.TemporaryDirectory() as work_dir:
+            paths = {
+                name: model.to_openvino(Path(work_dir) / name, compression_type=compression, datamodule=datamodule)
+                for name, compression in PRECISIONS.items()
+            }
+            for name, path in paths.items():
+                if (category, str(seed), name) in done:
+                    continue
+                model.model.forward = compile_detector(path)  # type: ignore[method-assign]
+                start = time.perf_counter()
+                metrics = measure(model, datamodule, verbose=False, default_root_dir=work_dir, accelerator="cpu")
+                row = {"category": category, "seed": seed, "precision": name, "commit": commit()}
+                append_row(options.output, {**row, "seconds": round(time.perf_counter() - start), **metrics})
+                logger.warning("%s", {**row, **metrics})
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main()

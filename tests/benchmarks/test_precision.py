@@ -1,0 +1,42 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the accuracy of exported models."""
+
+import sys
+from pathlib import Path
+
+import curve
+import precision
+import pytest
+from common import METRICS, make_mvtec, measure, read_rows
+
+
+def test_rows_of_each_precision(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last weights, exported: 32 bit measures like the model itself, and the others near to it."""
+    weights, output = tmp_path / "weights", tmp_path / "precision.csv"
+    command = ["precision.py", "--categories=bottle", f"--data-root={data_root}", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", [*command, f"--weights-dir={weights}"])
+    with pytest.raises(FileNotFoundError, match=r"curve\.py"):
+        precision.main()
+
+    arguments = {"pre_trained": False, "synthesis": "self_texture", "training_steps": 2}
+    curve.run("bottle", 1, [1.0], arguments, data_root, "32-true", weights / "bottle-1")
+    (weights / "bottle-1" / "step2.pt").rename(weights / "bottle-1" / "step10.pt")
+    (weights / "bottle-1" / "step9.pt").write_text("not the last")
+    precision.main()
+    rows = {row["precision"]: [float(row[metric]) for metric in METRICS] for row in read_rows(output)}
+    assert list(rows) == ["FP32", "FP16", "INT8"]
+
+    datamodule = make_mvtec(data_root, "bottle", eval_batch_size=1, num_workers=0)
+    datamodule.setup()
+    model = precision.load(weights / "bottle-1" / "step10.pt", datamodule, 1)
+    assert (model.model.score_spread < 1).all()
+    expected = measure(model, datamodule, verbose=False, accelerator="cpu", default_root_dir=tmp_path)
+    assert rows["FP32"] == pytest.approx(list(expected.values()), abs=0.05)
+    assert rows["FP16"] == pytest.approx(rows["FP32"], abs=1)
+
+    before = output.read_text(encoding="utf-8")
+    monkeypatch.setattr(precision, "load", lambda *_: pytest.fail("measured again"))
+    precision.main()
+    assert output.read_text(encoding="utf-8") == before
