@@ -8,7 +8,8 @@ Example:
 
 ``WEIGHTS`` is what ``curve.py --weights-dir WEIGHTS`` kept: for each category and seed the weights of the last step are
 taken. INT8 is made by ``DdpmSt.to_openvino`` and calibrated with the training set. Raw scores, no threshold. A row that
-is there is not measured again. ``seconds`` is the time of the test.
+is there is not measured again. ``seconds`` is the time of the test. The pictures beside the table show anomaly maps and
+scores in 32 bit.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import openvino as ov
 import torch
+from accuracy import save_pictures
 from anomalib.data import InferenceBatch, MVTecAD
 from anomalib.deploy import CompressionType
 from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
@@ -88,6 +90,7 @@ def main() -> None:
         datamodule = make_mvtec(options.data_root, category, eval_batch_size=1, num_workers=0)
         datamodule.setup()
         model = load(kept[-1], datamodule, seed)
+        save_pictures(model, datamodule, options.output.with_name(f"{options.output.stem}_{category}_{seed}"))
         with tempfile.TemporaryDirectory() as work_dir:
             paths = {
                 name: model.to_openvino(Path(work_dir) / name, compression_type=compression, datamodule=datamodule)

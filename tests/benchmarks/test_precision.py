@@ -27,6 +27,10 @@ def test_rows_of_each_precision(data_root: Path, tmp_path: Path, monkeypatch: py
     precision.main()
     rows = {row["precision"]: [float(row[metric]) for metric in METRICS] for row in read_rows(output)}
     assert list(rows) == ["FP32", "FP16", "INT8"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "precision_bottle_1_maps.png",
+        "precision_bottle_1_scores.png",
+    }
 
     datamodule = make_mvtec(data_root, "bottle", eval_batch_size=1, num_workers=0)
     datamodule.setup()
