@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.data import MVTecAD
 from common import (
     METRICS,
     append_row,
@@ -102,6 +103,21 @@ def finished(checkpoint: Path, snapshots: Snapshots, training_steps: int) -> dic
     return seconds if done and all(snapshots.path(step).exists() for step in seconds) else None
 
 
+def load_snapshot(model: DdpmSt, weights: Path, datamodule: MVTecAD, seed: int) -> None:
+    """Load weights that were kept, which was before the scores of that step could be calibrated, and calibrate them.
+
+    Args:
+        model (DdpmSt): Model to load into.
+        weights (Path): File of the weights.
+        datamodule (MVTecAD): Data of the training, set up.
+        seed (int): Seed of the calibration.
+    """
+    state = torch.load(weights, weights_only=True)
+    model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
+    torch.manual_seed(seed)
+    model.calibrate_scores(datamodule.train_data)
+
+
 def run(
     category: str,
     seed: int,
@@ -141,10 +157,7 @@ def run(
     datamodule.setup()
     rows = []
     for step, seconds_then in seconds.items():
-        model.load_state_dict(torch.load(snapshots.path(step), weights_only=True))
-        # The weights were kept before the scores of that step could be calibrated.
-        torch.manual_seed(seed)
-        model.calibrate_scores(datamodule.train_data)
+        load_snapshot(model, snapshots.path(step), datamodule, seed)
         metrics = measure(model, datamodule, verbose=False, default_root_dir=folder)
         row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds_then, 1)}
         rows.append({**row, **metrics})

@@ -25,6 +25,7 @@ from accuracy import save_pictures
 from anomalib.data import InferenceBatch, MVTecAD
 from anomalib.deploy import CompressionType
 from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
+from curve import load_snapshot
 
 from anomalib_ddpm_st import DdpmSt
 
@@ -66,10 +67,7 @@ def load(weights: Path, datamodule: MVTecAD, seed: int) -> DdpmSt:
         DdpmSt: Model without a post-processor.
     """
     model = DdpmSt(pre_trained=False, evaluator=raw_evaluator(), post_processor=False, visualizer=False)
-    state = torch.load(weights, weights_only=True)
-    model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
-    torch.manual_seed(seed)
-    model.calibrate_scores(datamodule.train_data)
+    load_snapshot(model, weights, datamodule, seed)
     return model.eval()
 
 

@@ -7,8 +7,8 @@ Example:
     python benchmarks/recipes.py --categories bottle --max-steps 300 --diffusion-paths '{"bottle": DIR}'
 
 Draem's own generator has no textures of DTD to blend in here, so it falls back to noise, as it does wherever they are
-missing. A row that is there is not measured again. ``seconds`` is the training, with DDPM and bank where
-they are not found in the cache. The pictures beside the table show anomaly maps.
+missing. A row that is there is not measured again. ``seconds`` is the training, with DDPM and bank where they are not
+found in the cache. The pictures beside the table show anomaly maps.
 """
 
 import itertools

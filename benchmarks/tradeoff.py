@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-import matplotlib.pyplot as plt
-from common import read_rows
+from common import read_rows, save_lines
 from jsonargparse import ArgumentParser
 
 PANELS = {"image_AUROC": "image AUROC in %", "pixel_AUPR": "pixel AUPR in %", "pixel_AUPRO": "AUPRO in %"}
@@ -64,17 +63,11 @@ def main() -> None:
     if not found:
         msg = f"{results} holds no model with both latency and accuracy: run latency.py and accuracy.py first."
         raise FileNotFoundError(msg)
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4.5 * len(PANELS), 3.5), layout="constrained")
-    for panel, (metric, label) in zip(axes, PANELS.items(), strict=True):
-        for name, (milliseconds, metrics) in found.items():
-            panel.scatter(milliseconds, metrics[metric], marker="s" if "INT8" in name else "o", label=name)
-        panel.set_xlim(left=0)
-        panel.set_xlabel("latency in ms")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-    axes[0].legend()
-    figure.savefig(results / "tradeoff.png", dpi=100)
-    plt.close(figure)
+    panels = {
+        label: {name: ([milliseconds], [metrics[metric]]) for name, (milliseconds, metrics) in found.items()}
+        for metric, label in PANELS.items()
+    }
+    save_lines(panels, "latency in ms", results / "tradeoff.png")
 
 
 if __name__ == "__main__":
