@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "interrupted"
 CHECKPOINT_STEPS = 250
+RENEW_MEMORY_HELP = "Fill the memory of normal features by the code of now: for weights of an older commit."
 
 
 class Snapshots(Callback):
@@ -103,7 +104,13 @@ def finished(checkpoint: Path, snapshots: Snapshots, training_steps: int) -> dic
     return seconds if done and all(snapshots.path(step).exists() for step in seconds) else None
 
 
-def load_snapshot(model: DdpmSt, weights: Path, datamodule: MVTecAD, seed: int) -> None:
+def load_snapshot(
+    model: DdpmSt,
+    weights: Path,
+    datamodule: MVTecAD,
+    seed: int,
+    renew_memory: bool = False,
+) -> None:
     """Load weights that were kept, which was before the scores of that step could be calibrated, and calibrate them.
 
     Args:
@@ -111,11 +118,12 @@ def load_snapshot(model: DdpmSt, weights: Path, datamodule: MVTecAD, seed: int) 
         weights (Path): File of the weights.
         datamodule (MVTecAD): Data of the training, set up.
         seed (int): Seed of the calibration.
+        renew_memory (bool): Fill the memory of normal features anew. Defaults to ``False``.
     """
     state = torch.load(weights, weights_only=True)
     model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
     torch.manual_seed(seed)
-    model.calibrate_scores(datamodule.train_data)
+    model.calibrate_scores(datamodule.train_data, renew_memory)
 
 
 def run(
@@ -126,6 +134,7 @@ def run(
     data_root: Path,
     precision: str,
     folder: Path,
+    renew_memory: bool = False,
 ) -> list[dict[str, Any]]:
     """Train once and measure the weights along the way.
 
@@ -138,6 +147,7 @@ def run(
         precision (str): Precision of the Trainer while training; measured in 32 bit.
         folder (Path): Folder for weights; a checkpoint of the same run that lies there is gone on from, or, if it is
             of the last step, only measured.
+        renew_memory (bool): Fill the memory of normal features anew before measuring. Defaults to ``False``.
 
     Returns:
         list[dict[str, Any]]: One row for each share.
@@ -157,7 +167,7 @@ def run(
     datamodule.setup()
     rows = []
     for step, seconds_then in seconds.items():
-        load_snapshot(model, snapshots.path(step), datamodule, seed)
+        load_snapshot(model, snapshots.path(step), datamodule, seed, renew_memory)
         metrics = measure(model, datamodule, verbose=False, default_root_dir=folder)
         row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds_then, 1)}
         rows.append({**row, **metrics})
@@ -192,6 +202,7 @@ def main() -> None:
     parser.add_argument("--weights-dir", type=Path | None, default=None, help="Keep the weights here.")
     parser.add_argument("--accuracy-output", type=Path | None, default=None, help="Table of accuracy.py to append to.")
     parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of DdpmSt.")
+    parser.add_argument("--renew-memory", type=bool, default=False, help=RENEW_MEMORY_HELP)
     options = parser.parse_args()
     for seed, category in product(options.seeds, options.categories):
         if any((row["category"], row["seed"]) == (category, str(seed)) for row in read_rows(options.output)):
@@ -205,7 +216,16 @@ def main() -> None:
                 temporary,
                 options.model_arguments,
             )
-            rows = run(category, seed, options.shares, arguments, options.data_root, options.precision, folder)
+            rows = run(
+                category,
+                seed,
+                options.shares,
+                arguments,
+                options.data_root,
+                options.precision,
+                folder,
+                options.renew_memory,
+            )
         for row in rows:
             append_row(options.output, row)
             logger.warning("%s", row)

@@ -25,7 +25,7 @@ from accuracy import save_pictures
 from anomalib.data import InferenceBatch, MVTecAD
 from anomalib.deploy import CompressionType
 from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
-from curve import load_snapshot
+from curve import RENEW_MEMORY_HELP, load_snapshot
 
 from anomalib_ddpm_st import DdpmSt
 
@@ -55,19 +55,20 @@ def compile_detector(path: Path) -> Callable[[torch.Tensor], InferenceBatch]:
     return predict
 
 
-def load(weights: Path, datamodule: MVTecAD, seed: int) -> DdpmSt:
+def load(weights: Path, datamodule: MVTecAD, seed: int, renew_memory: bool = False) -> DdpmSt:
     """Load weights that ``curve.py`` kept, and calibrate their scores.
 
     Args:
         weights (Path): File of the weights.
         datamodule (MVTecAD): Data of the training, set up.
         seed (int): Seed of the calibration.
+        renew_memory (bool): Fill the memory of normal features anew. Defaults to ``False``.
 
     Returns:
         DdpmSt: Model without a post-processor.
     """
     model = DdpmSt(pre_trained=False, evaluator=raw_evaluator(), post_processor=False, visualizer=False)
-    load_snapshot(model, weights, datamodule, seed)
+    load_snapshot(model, weights, datamodule, seed, renew_memory)
     return model.eval()
 
 
@@ -75,6 +76,7 @@ def main() -> None:
     """Measure what is not in the table yet."""
     parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/precision.csv")
     parser.add_argument("--weights-dir", type=Path, required=True, help="Folder that curve.py kept weights in.")
+    parser.add_argument("--renew-memory", type=bool, default=False, help=RENEW_MEMORY_HELP)
     options = parser.parse_args()
     done = {(row["category"], row["seed"], row["precision"]) for row in read_rows(options.output)}
     for category, seed in itertools.product(options.categories, options.seeds):
@@ -87,7 +89,7 @@ def main() -> None:
             raise FileNotFoundError(msg)
         datamodule = make_mvtec(options.data_root, category, eval_batch_size=1, num_workers=0)
         datamodule.setup()
-        model = load(kept[-1], datamodule, seed)
+        model = load(kept[-1], datamodule, seed, options.renew_memory)
         save_pictures(model, datamodule, options.output.with_name(f"{options.output.stem}_{category}_{seed}"))
         with tempfile.TemporaryDirectory() as work_dir:
             paths = {

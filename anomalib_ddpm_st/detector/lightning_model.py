@@ -374,7 +374,9 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
         images = self._look_at(dataset)
         start = time.perf_counter()
-        self._fill_memory(images)
+        if self.trainer.ckpt_path is None or not (self.model.memory and self.model.memory.is_filled):
+            # A resumed training has its own already.
+            self._fill_memory(images)
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
@@ -415,49 +417,63 @@ class DdpmSt(ExportMixin, AnomalibModule):
         return self.model.teacher(self.model.teacher.normalize(images.to(self.device)))
 
     def _fill_memory(self, images: torch.Tensor | None) -> None:
-        """Fill the memory of normal features, turned as in training; a resumed training has its own already."""
+        """Fill the memory of normal features."""
         memory = self.model.memory
-        if memory is None or (memory.is_filled and self.trainer.ckpt_path is not None):
+        if memory is None:
             return
         if images is None:
             logger.warning("The memory of normal features stays empty: the training set is no dataset of anomalib's.")
             return
-        # Twice as many where images may be turned, since then there is more that is normal.
-        indices = torch.arange(len(images)).repeat(min(len(cast("torch.Tensor", self.symmetries)), 2))
+        # Twice as many where images are turned, since then there is more that is normal.
+        indices = torch.arange(len(images)).repeat(min(len(self._unseen_poses), 2))
         batches = indices.split(MEMORY_BATCH_SIZE)
         with torch.no_grad():
             memory.fill(
-                (self._features(self._turned(images[part])) for part in progress(batches, "Memory of normal features")),
+                (self._features(self._posed(images[part])) for part in progress(batches, "Memory of normal features")),
                 (self._features(batch) for batch in self._varied_images()),
                 len(indices),
             )
 
-    def _turned(self, images: torch.Tensor) -> torch.Tensor:
-        """Images with values in [0, 1], turned as in training, of ``uint8`` images of shape ``(B, 3, H, W)``."""
+    @property
+    def _unseen_poses(self) -> torch.Tensor:
+        """Flips and quarter turns, the identity first, that new parts may show and the normal images need not.
+
+        ``"auto"`` turns images in training where the normal images show all these poses anyway. There the memory has
+        them as they are: turned by computation, light and threads are not what they are on a turned part.
+        """
         symmetries = cast("torch.Tensor", self.symmetries).cpu()
-        return turn(images.float() / 255, symmetries[torch.randint(len(symmetries), (len(images),))])
+        return symmetries[:1] if self.augmentation == "auto" else symmetries
+
+    def _posed(self, images: torch.Tensor) -> torch.Tensor:
+        """Images with values in [0, 1], as new parts may lie, of ``uint8`` images of shape ``(B, 3, H, W)``."""
+        poses = self._unseen_poses
+        return turn(images.float() / 255, poses[torch.randint(len(poses), (len(images),))])
 
     def _varied_images(self) -> Iterator[torch.Tensor]:
         """Batches of normal images that differ from those of the training set a little, as new ones would."""
         for images in cast("torch.Tensor", self._scale_images).split(MEMORY_BATCH_SIZE):
-            turned = self._turned(images)
-            yield vary(turned, turned, turned[:, :1])[0]
+            posed = self._posed(images)
+            yield vary(posed, posed, posed[:, :1])[0]
 
-    def calibrate_scores(self, dataset: Dataset) -> None:
+    def calibrate_scores(self, dataset: Dataset, renew_memory: bool = False) -> None:
         """Calibrate the scores by the normal images of a training set, as training does when it ends.
 
         For weights that were kept along the way: scores are calibrated whenever training validates and when it ends,
-        not at every step.
+        not at every step. With a new memory it also shows a trained model further good parts.
 
         Args:
             dataset (Dataset): Training set of an anomalib datamodule.
+            renew_memory (bool): Fill the memory with features of these images first. Defaults to ``False``.
 
         Raises:
             TypeError: If the dataset has no paths of images.
         """
-        if self._look_at(dataset) is None:
+        images = self._look_at(dataset)
+        if images is None:
             msg = f"Scores are calibrated by the images of an anomalib dataset, not of a {type(dataset).__name__}."
             raise TypeError(msg)
+        if renew_memory:
+            self._fill_memory(images)
         self._calibrate()
         self._scale_images = None
 

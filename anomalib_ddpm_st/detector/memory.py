@@ -11,7 +11,7 @@ from anomalib.models.components import KCenterGreedy
 from torch import nn
 from torch.nn import functional
 
-MAX_CANDIDATES = 20_000
+MAX_CANDIDATES = 60_000
 NORMAL_QUANTILE = 0.995
 SCALED_NORMAL = 0.5
 MIN_DISTANCE = 1e-3

@@ -584,13 +584,18 @@ def test_memory_is_filled_before_training(tmp_path: Path, caplog: pytest.LogCapt
     assert 2 * known.max() < unknown.max()
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flips_and_turns"])
-def test_memory_turns_images_as_training_does(
+@pytest.mark.parametrize("augmentation", ["none", "auto", "flips_and_turns"])
+def test_memory_turns_images_where_told_to(
     augmentation: Augmentation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every image once, or twice where it may be turned; what the scale comes from is varied besides."""
+    """Every image once as it is, twice where the user says that it may be turned; the scale's are varied besides."""
+    monkeypatch.setattr(
+        lightning_model,
+        "allowed_symmetries",
+        lambda *_: (torch.tensor(SYMMETRIES, dtype=torch.bool), [0.0]),
+    )
     part = torch.rand(3, 64, 64)
     model = make_model(
         pre_processor=DdpmSt.configure_pre_processor((64, 64)),
@@ -604,11 +609,12 @@ def test_memory_turns_images_as_training_does(
     model.on_train_start()
     images = torch.cat(seen)
     normal, varied = images[:-SCALE_IMAGES], images[-SCALE_IMAGES:]
-    assert len(normal) == (20 if augmentation == "none" else 40)
+    assert len(model.symmetries) == (1 if augmentation == "none" else 8)
+    assert len(normal) == (40 if augmentation == "flips_and_turns" else 20)
     poses = torch.stack([turn(part[None], torch.tensor([element], dtype=torch.bool))[0] for element in SYMMETRIES])
     distances = (normal[:, None] - poses).abs().mean(dim=(2, 3, 4))
     assert distances.amin(dim=1).max() < 0.05
-    assert len(distances.argmin(dim=1).unique()) > 1 or augmentation == "none"
+    assert (len(distances.argmin(dim=1).unique()) > 1) == (augmentation == "flips_and_turns")
     assert (varied[:, None] - poses).abs().mean(dim=(2, 3, 4)).amin(dim=1).mean() > 0.05
 
 
@@ -669,11 +675,17 @@ def test_scores_are_calibrated_before_a_validation(stage: TrainerFn, calibrated:
 
 
 def test_scores_of_kept_weights_are_calibrated(tmp_path: Path) -> None:
-    """Without a Trainer, by a training set; what has no images of its own is refused."""
-    model = make_model()
+    """Without a Trainer, by a training set, with a new memory if told to; what has no images of its own is refused."""
+    model = make_model(memory_size=10)
     spread = model.model.score_spread.clone()
-    model.calibrate_scores(write_parts(tmp_path, 3, torch.rand(3, 64, 64)))
-    assert (model.model.score_spread < spread).all()
+    dataset = write_parts(tmp_path, 3, torch.rand(3, 64, 64))
+    model.calibrate_scores(dataset)
+    calibrated = model.model.score_spread.clone()
+    assert (calibrated < spread).all()
+    assert not model.model.memory.is_filled
+    model.calibrate_scores(dataset, renew_memory=True)
+    assert model.model.memory.is_filled
+    assert model.model.score_spread[2] != calibrated[2]
     with pytest.raises(TypeError, match="TensorDataset"):
         model.calibrate_scores(torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8)))
 
