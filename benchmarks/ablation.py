@@ -7,8 +7,9 @@ Example:
     python benchmarks/ablation.py --categories bottle screw magnetic_tile --seeds 1 --budget short
 
 Each cell is a row of the output; a cell whose row is there is not run again, so an interrupted table goes on where it
-was. Two files are written: ``ablation.csv`` with the test set, and ``ablation_validation.csv`` with the validation set
-of drawn defects (see ``validation.py``), which is the one that choices are made by. Budgets:
+was. Three files are written: ``ablation.csv`` with the test set, ``ablation_validation.csv`` with the validation set of
+drawn defects (see ``validation.py``), which is the one that choices are made by, and ``ablation_faint.csv`` with the
+same defects at a third of their strength, which also tells variants apart that find all the plain ones. Budgets:
 
 - short: 128 px, 300 detector steps of 8, a DDPM of 800 steps of 8, a bank of 160; trained on four fifths of the normal
   images, the rest is for validation. Textures of 256 px images are not what this measures, nor what a long training
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 Budget = Literal["short", "long", "sharp", "full"]
 
+# Visibility of the drawn defects in each validation set.
+VALIDATION_SETS = {"validation": 1.0, "faint": 0.35}
 SHORT_SIZE = (128, 128)
 SHORT: dict[str, Any] = {"training_steps": 300, "diffusion_steps": 800, "bank_size": 160, "top_k": 25}
 SETTINGS: dict[Budget, dict[str, Any]] = {
@@ -200,10 +203,10 @@ def run_cell(
         engine = make_training_engine(precision, **quiet)
         engine.fit(model, datamodule=datamodule)
         sets: dict[str, MVTecAD | Folder] = {"test": datamodule}
-        if held_out:
-            folder = cache_dir / f"validation-{category}"
-            write_validation_set(held_out, folder)
-            sets["validation"] = validation_datamodule(folder)
+        for name, visibility in VALIDATION_SETS.items() if held_out else ():
+            folder = cache_dir / f"{name}-{category}"
+            write_validation_set(held_out, folder, visibility=visibility)
+            sets[name] = validation_datamodule(folder)
         for name, data in sets.items():
             results[name] = measure(model, data, verbose=False, **quiet)
     seconds = model.stage_seconds["detector"]
@@ -227,7 +230,7 @@ def main() -> None:
     logging.getLogger("anomalib").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    validation_output = options.output.with_stem(f"{options.output.stem}_validation")
+    outputs = {name: options.output.with_stem(f"{options.output.stem}_{name}") for name in VALIDATION_SETS}
     for variant, seed, category in itertools.product(options.variants, options.seeds, options.categories):
         key = (variant, category, str(seed), options.budget)
         if key in finished_cells(options.output):
@@ -250,7 +253,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
         }
         # The test row comes last: it is the one that says the cell is done.
-        for name, path in (("validation", validation_output), ("test", options.output)):
+        for name, path in {**outputs, "test": options.output}.items():
             if name in results and key not in finished_cells(path):
                 append_row(path, {**cell, **results[name]})
         logger.warning("%s, %s, seed %d: %s", variant, category, seed, results)

@@ -188,13 +188,16 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
     return (result, mask) if is_visible else None
 
 
-def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0) -> None:
+def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, visibility: float = 1.0) -> None:
     """Write the validation set, if it is not there yet.
+
+    Sets of one seed have the same defects, whatever their visibility.
 
     Args:
         held_out (Sequence[str]): Normal images that training does not see.
         folder (Path): Folder that gets ``good``, ``defect`` and ``mask``.
         seed (int): Seed of the defects. Defaults to ``0``.
+        visibility (float): Share of the drawn change that is made, in (0, 1]. Defaults to ``1.0``.
 
     Raises:
         ValueError: If an image cannot be read, or no defect can be seen on it.
@@ -221,8 +224,9 @@ def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0) -
             if found is None:
                 msg = f"No defect can be seen on {path}: it is flat, or next to nothing of it is foreground."
                 raise ValueError(msg)
-            kind, drawn = found
-            cv2.imwrite(str(partial / "defect" / f"{count:03d}_{kind}.png"), drawn[0])
-            cv2.imwrite(str(partial / "mask" / f"{count:03d}_{kind}.png"), drawn[1])
+            kind, (defective, mask) = found
+            defective = cv2.addWeighted(defective, visibility, image, 1 - visibility, 0)
+            cv2.imwrite(str(partial / "defect" / f"{count:03d}_{kind}.png"), defective)
+            cv2.imwrite(str(partial / "mask" / f"{count:03d}_{kind}.png"), mask)
             count += 1
     partial.rename(folder)

@@ -186,7 +186,11 @@ def test_table_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         ran.append((category, seed, arguments))
         count = len(ran)
-        return 12.34, {"test": {"pixel_AUROC": 90.0 + count}, "validation": {"pixel_AUROC": 80.0 + count}}
+        return 12.34, {
+            "test": {"pixel_AUROC": 90.0 + count},
+            "validation": {"pixel_AUROC": 80.0 + count},
+            "faint": {"pixel_AUROC": 70.0 + count},
+        }
 
     monkeypatch.setattr(ablation, "run_cell", run_cell)
     monkeypatch.setattr(ablation, "commit", lambda: "abc")
@@ -208,4 +212,5 @@ def test_table_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("bottle", "91.0", "12.3", "abc"),
         ("screw", "92.0", "12.3", "abc"),
     ]
-    assert finished_cells(tmp_path / "table_validation.csv") == finished_cells(output)
+    for name in ("validation", "faint"):
+        assert finished_cells(tmp_path / f"table_{name}.csv") == finished_cells(output)

@@ -242,6 +242,21 @@ def test_seed_decides(tmp_path: Path) -> None:
         assert (other[name] == content) == name.startswith("good")
 
 
+def test_faint_defects_are_the_same_with_less_change(tmp_path: Path) -> None:
+    """In the same places; a third of the change is left."""
+    paths = save_images(tmp_path / "images", [surface(seed) for seed in range(2)])
+    write_validation_set(paths, tmp_path / "plain")
+    write_validation_set(paths, tmp_path / "faint", visibility=0.35)
+    plain, faint = (files(tmp_path / name) for name in ("plain", "faint"))
+    assert set(plain) == set(faint)
+    for name in plain:
+        assert (plain[name] == faint[name]) == (not name.startswith("defect"))
+    for path in (tmp_path / "plain" / "defect").iterdir():
+        normal = cv2.imread(str(tmp_path / "plain" / "good" / f"{int(path.name[:3]) // 2:03d}.png")).astype(int)
+        full, part = (cv2.imread(str(tmp_path / name / "defect" / path.name)) - normal for name in ("plain", "faint"))
+        assert np.abs(part - 0.35 * full).max() <= 0.5 + 1e-6
+
+
 def test_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set that is there is left as it is."""
     paths = save_images(tmp_path / "images", [surface(seed) for seed in range(2)])
