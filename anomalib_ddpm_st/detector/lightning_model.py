@@ -39,6 +39,7 @@ from anomalib_ddpm_st.synthesis.preparation import (
 from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
 from .export import ExportMixin
 from .loss import DdpmStLoss
+from .memory import NormalMemory
 from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel, EncoderStudent, HeadInput, StudentKind
 
 logger = logging.getLogger(__name__)
@@ -374,9 +375,10 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
         images = self._look_at(dataset)
         start = time.perf_counter()
-        if self.trainer.ckpt_path is None or not (self.model.memory and self.model.memory.is_filled):
-            # A resumed training has its own already.
-            self._fill_memory(images)
+        memory = self.model.memory
+        # A resumed training has its own already.
+        if memory is not None and not (memory.is_filled and self.trainer.ckpt_path is not None):
+            self._fill_memory(memory, images)
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
@@ -416,11 +418,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Teacher's features of images of shape ``(B, 3, H, W)`` with values in [0, 1]."""
         return self.model.teacher(self.model.teacher.normalize(images.to(self.device)))
 
-    def _fill_memory(self, images: torch.Tensor | None) -> None:
+    def _fill_memory(self, memory: NormalMemory, images: torch.Tensor | None) -> None:
         """Fill the memory of normal features."""
-        memory = self.model.memory
-        if memory is None:
-            return
         if images is None:
             logger.warning("The memory of normal features stays empty: the training set is no dataset of anomalib's.")
             return
@@ -472,8 +471,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         if images is None:
             msg = f"Scores are calibrated by the images of an anomalib dataset, not of a {type(dataset).__name__}."
             raise TypeError(msg)
-        if renew_memory:
-            self._fill_memory(images)
+        if renew_memory and self.model.memory is not None:
+            self._fill_memory(self.model.memory, images)
         self._calibrate()
         self._scale_images = None
 
