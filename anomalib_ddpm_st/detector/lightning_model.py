@@ -458,11 +458,12 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Calibrate the scores by the normal images of a training set, as training does when it ends.
 
         For weights that were kept along the way: scores are calibrated whenever training validates and when it ends,
-        not at every step. With a new memory it also shows a trained model further good parts.
+        not at every step. With a new memory a trained model also takes other good parts for normal.
 
         Args:
             dataset (Dataset): Training set of an anomalib datamodule.
-            renew_memory (bool): Fill the memory with features of these images first. Defaults to ``False``.
+            renew_memory (bool): Fill the memory with features of these images first, in place of those that it has.
+                Defaults to ``False``.
 
         Raises:
             TypeError: If the dataset has no paths of images.

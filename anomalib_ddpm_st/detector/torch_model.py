@@ -458,7 +458,7 @@ class DdpmStModel(nn.Module):
         top_k (int): Number of pixels of a component whose mean is its score. Defaults to ``100``.
         distance_weight (float): Share of the cosine distance to the student in what of the anomaly map the memory
             leaves; the rest is the segmentation. Defaults to ``0.5``.
-        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``2048``.
+        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``1024``.
         memory_weight (float): Share of the distance to the memory in the anomaly map; with 0 there is no memory.
             With the default, a third, the three have equal shares.
         student (StudentKind): ``"reverse"``, ``"encoder"`` or ``"symmetric"``, see the three classes.
