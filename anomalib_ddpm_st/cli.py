@@ -58,7 +58,7 @@ def diffusion(
         seed: Seed of weights, batches and noise.
         accelerator: Accelerator of the Trainer.
         devices: Devices of the Trainer.
-        precision: Precision of the Trainer; bf16-mixed is faster where the processor supports it.
+        precision: Precision of the Trainer; bf16-mixed is faster on many processors, not on all.
         teacher_weights: Local weights of ResNet-18, by which the health of the DDPM is measured; by default from
             timm's hub. Without a network and without a file it is not measured.
 
@@ -129,7 +129,7 @@ def synthesize(
             timm's hub. Without a network and without a file it is not measured.
         seed: Seed of every random draw: the same seed gives the same files.
         cache_dir: Folder for DDPMs and banks; by default the user's cache folder.
-        precision: Precision of training and sampling; bf16-mixed is faster where the processor supports it.
+        precision: Precision of training and sampling; bf16-mixed is faster on many processors, not on all.
     """
     paths = _normal_images(images, data)
     number = len(paths) * per_image if count is None else count

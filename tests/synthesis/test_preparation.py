@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 from PIL import Image
 
 from anomalib_ddpm_st.diffusion import DefectPipeline
-from anomalib_ddpm_st.synthesis import TextureBank, preparation
+from anomalib_ddpm_st.synthesis import TextureBank, preparation, sample_bank
 from anomalib_ddpm_st.synthesis.preparation import (
     load_pipeline,
     normal_paths,
@@ -117,6 +117,20 @@ def test_mixed_precision(normal_images: torch.Tensor, pipeline_dir: Path, tmp_pa
     """``bfloat16`` gives a bank as well."""
     folder = prepare_bank(normal_images, pipeline_dir, tmp_path, BANK, CPU, mixed_precision=True)
     assert TextureBank.load(folder).textures.dtype == torch.uint8
+
+
+def test_channels_last(pipeline_dir: Path) -> None:
+    """A loaded DDPM samples in the memory format that is fastest."""
+    weight = load_pipeline(pipeline_dir).unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compiled_network(normal_images: torch.Tensor, pipeline_dir: Path) -> None:
+    """A network that was compiled samples the same textures."""
+    pipeline = load_pipeline(pipeline_dir)
+    expected = sample_bank(pipeline, normal_images, **BANK).textures
+    pipeline.unet.compile(backend="eager")
+    assert torch.equal(sample_bank(pipeline, normal_images, **BANK).textures, expected)
 
 
 def test_load_pipeline_from_nowhere(tmp_path: Path) -> None:
