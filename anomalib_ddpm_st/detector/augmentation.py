@@ -6,7 +6,8 @@
 Flips and quarter turns: a surface or a part that lies freely may be turned; a part that is always mounted one way may
 not, since a turned one is a defect there. The normal images tell which: where orientations vary, a turned image has a
 normal image near that is turned alike; where they do not, it is as far from all of them as normal images are from each
-other.
+other. This is for few images. Enough of them show all poses themselves; turned ones, with the light from another side,
+would only blur what is normal.
 
 Small changes of pose and brightness: every part lies a little differently under the camera. Without them the student
 learns a few hundred normal images by heart, and takes those that it has not seen for defective.
@@ -27,6 +28,8 @@ TYPICAL_QUANTILE = 0.25
 MAX_QUERIES = 48
 MAX_REFERENCES = 256
 MIN_REFERENCES = 3
+# From so many normal images on, none is turned.
+ENOUGH_IMAGES = 100
 BATCH_SIZE = 16
 
 # Largest changes of :func:`vary`.

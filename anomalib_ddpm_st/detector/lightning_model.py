@@ -36,7 +36,7 @@ from anomalib_ddpm_st.synthesis.preparation import (
     trainer_arguments_for,
 )
 
-from .augmentation import MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
+from .augmentation import ENOUGH_IMAGES, MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
 from .export import ExportMixin
 from .loss import DdpmStLoss
 from .memory import NormalMemory
@@ -101,9 +101,9 @@ class DdpmSt(ExportMixin, AnomalibModule):
             Defaults to ``None``.
         foreground (Literal["auto", "off"]): Keep defects on an object that lies on a plain background, or put them
             anywhere. Defaults to ``"auto"``.
-        augmentation (Augmentation): Flips and quarter turns of training images: ``"auto"`` finds out from the normal
-            images which of them still look normal, ``"flips_and_turns"``, ``"flips"`` and ``"none"`` say so.
-            Defaults to ``"auto"``.
+        augmentation (Augmentation): Flips and quarter turns of training images: ``"auto"`` finds out from fewer than
+            100 normal images which of them still look normal, and takes none with 100 or more, which show the poses of
+            the part themselves; ``"flips_and_turns"``, ``"flips"`` and ``"none"`` say so. Defaults to ``"auto"``.
         variation (float): Strength of small changes of pose and brightness of training images, ``0`` for none. At 1
             they are within 4 degrees, 6 % of size, 4 % of place, 15 % of contrast and 0.05 of brightness.
             Defaults to ``1.0``.
@@ -407,7 +407,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         if self.augmentation != "auto":
             allowed = {"none": SYMMETRIES[:1], "flips": SYMMETRIES[:4], "flips_and_turns": SYMMETRIES}
             return torch.tensor(allowed[self.augmentation], dtype=torch.bool, device=self.device)
-        if images is None:
+        if images is None or len(images) >= ENOUGH_IMAGES:
             return torch.tensor(SYMMETRIES[:1], dtype=torch.bool, device=self.device)
         symmetries, distances = allowed_symmetries(images, lambda batch: self._features(batch)[-2:])
         named = ", ".join(f"{distance:.2f}" for distance in distances)
@@ -437,8 +437,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
     def _unseen_poses(self) -> torch.Tensor:
         """Flips and quarter turns, the identity first, that new parts may show and the normal images need not.
 
-        ``"auto"`` turns images in training where the normal images show all these poses anyway. There the memory has
-        them as they are: turned by computation, light and threads are not what they are on a turned part.
+        ``"auto"`` turns images in training only where the normal images show all these poses anyway. There the memory
+        has them as they are: turned by computation, light and threads are not what they are on a turned part.
         """
         symmetries = cast("torch.Tensor", self.symmetries).cpu()
         return symmetries[:1] if self.augmentation == "auto" else symmetries

@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_ddpm_st.detector import DdpmSt, lightning_model
-from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, turn, vary
+from anomalib_ddpm_st.detector.augmentation import ENOUGH_IMAGES, MAX_REFERENCES, SYMMETRIES, turn, vary
 from anomalib_ddpm_st.detector.lightning_model import SCALE_IMAGES, Augmentation, Synthesis
 from anomalib_ddpm_st.detector.torch_model import (
     MIN_SPREAD,
@@ -520,6 +520,20 @@ def test_auto_augmentation_of_other_datasets(model: DdpmSt) -> None:
     images = model._reference_images(dataset)
     assert images is None
     assert model._symmetries(images).tolist() == [[False, False, False]]
+
+
+@pytest.mark.parametrize(("count", "compared"), [(ENOUGH_IMAGES - 1, True), (ENOUGH_IMAGES, False)])
+def test_auto_augmentation_of_many_images(
+    count: int,
+    compared: bool,
+    model: DdpmSt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many images show all poses themselves: nobody compares them, and none is turned."""
+    everything = torch.tensor(SYMMETRIES, dtype=torch.bool)
+    monkeypatch.setattr(lightning_model, "allowed_symmetries", lambda *_: (everything, [0.0] * len(SYMMETRIES)))
+    symmetries = model._symmetries(torch.zeros(count, 3, 8, 8, dtype=torch.uint8))
+    assert symmetries.tolist() == (everything if compared else everything[:1]).tolist()
 
 
 @pytest.mark.parametrize("poses", [1, 8])
