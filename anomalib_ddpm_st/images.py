@@ -156,3 +156,21 @@ def warp(
     if shifts is not None:
         matrices = torch.cat([matrices[:, :, :2], matrices[:, :, 2:] + shifts[:, :, None]], dim=2)
     return warp_affine(images, matrices, (height, width), padding_mode="reflection")
+
+
+def randomly_posed(images: torch.Tensor, rotation: float, scale: float, shift: float) -> torch.Tensor:
+    """Rotate, enlarge or shrink, and move each image by its own random amounts, in 32 bit.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, C, H, W)``.
+        rotation (float): Largest rotation in degrees, either way.
+        scale (float): Largest change of size, as the logarithm of a factor.
+        shift (float): Largest move, as a share of each side.
+
+    Returns:
+        torch.Tensor: Images of the same shape.
+    """
+    angles, scales, right, down = 2 * torch.rand(4, len(images), device=images.device) - 1
+    shifts = shift * torch.stack([right * images.shape[-1], down * images.shape[-2]], dim=1)
+    with torch.autocast(images.device.type, enabled=False):
+        return warp(images, rotation * angles, (scale * scales).exp(), shifts)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ddpm_st.images import load_normal_images, native_aspect, warp
+from anomalib_ddpm_st.images import load_normal_images, native_aspect, randomly_posed, warp
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -182,3 +182,40 @@ def test_warp_mirrors_what_is_missing() -> None:
     images = torch.full((1, 3, 16, 24), 0.7)
     result = warp(images, torch.tensor([40.0]), torch.tensor([0.5]), torch.tensor([[6.0, 3.0]]))
     torch.testing.assert_close(result, images)
+
+
+def test_random_poses_stay_in_their_limits() -> None:
+    """Each image gets its own pose: areas, angles and places of a bar spread over the whole of the range."""
+    bar = torch.zeros(1, 1, 64, 96)
+    bar[..., 28:36, 36:60] = 1
+    count, scale, shift = 200, 0.2, 0.1
+    posed = randomly_posed(bar.expand(count, -1, -1, -1), 30.0, scale, shift)[:, 0]
+    area = posed.sum(dim=(1, 2))
+    rows, columns = torch.arange(64.0)[:, None], torch.arange(96.0)
+    down, right = ((posed * place).sum(dim=(1, 2)) / area for place in (rows, columns))
+    spread = [
+        (posed * offsets).sum(dim=(1, 2))
+        for offsets in (
+            (rows - down[:, None, None]) ** 2,
+            (columns - right[:, None, None]) ** 2,
+            (rows - down[:, None, None]) * (columns - right[:, None, None]),
+        )
+    ]
+    angles = torch.rad2deg(0.5 * torch.atan2(2 * spread[2], spread[1] - spread[0]))
+    for values, limit in (
+        ((area / bar.sum()).log() / 2, scale),
+        (angles, 30.0),
+        ((right - 47.5) / 96, shift),
+        ((down - 31.5) / 64, shift),
+    ):
+        assert values.abs().max() < 1.1 * limit + 0.01
+        assert values.min() < -0.8 * limit
+        assert values.max() > 0.8 * limit
+
+
+def test_random_poses_within_autocast() -> None:
+    """They are computed in 32 bit, where half the precision would shift pixels."""
+    images = torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        posed = randomly_posed(images, 0.0, 0.0, 0.0)
+    torch.testing.assert_close(posed, images, atol=1e-4, rtol=0)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from anomalib_ddpm_st.images import evenly, warp
+from anomalib_ddpm_st.images import evenly, randomly_posed
 
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
@@ -83,11 +83,8 @@ def vary(
     count, device = len(images), images.device
     moved = torch.rand(count, device=device) < MOVED_SHARE
     if moved.any():
-        angles, scales, right, down = strength * (2 * torch.rand(4, int(moved.sum()), device=device) - 1)
-        shifts = SHIFT * torch.stack([right * images.shape[-1], down * images.shape[-2]], dim=1)
         stacked = torch.cat([images, augmented, masks], dim=1)
-        with torch.autocast(device.type, enabled=False):
-            stacked[moved] = warp(stacked[moved], ROTATION * angles, (SCALE * scales).exp(), shifts)
+        stacked[moved] = randomly_posed(stacked[moved], strength * ROTATION, strength * SCALE, strength * SHIFT)
         images, augmented, masks = stacked[:, :3], stacked[:, 3:6], (stacked[:, 6:] > 0.5).to(masks.dtype)
     gain, offset = strength * (2 * torch.rand(2, count, 1, 1, 1, device=device) - 1)
     images, augmented = ((part * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1) for part in (images, augmented))

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import functional
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from anomalib_ddpm_st.images import warp
+from anomalib_ddpm_st.images import randomly_posed
 from anomalib_ddpm_st.progress import StageProgressBar
 
 from .pipeline import DefectPipeline
@@ -112,7 +112,9 @@ class DiffusionModule(pl.LightningModule):
         """
         del batch_idx
         images = batch[0].float() / 255
-        sample = self._to_sample(self._vary(images) if self.few_images else images)
+        if self.few_images:
+            images = randomly_posed(images, FEW_ROTATION, FEW_SCALE, FEW_SHIFT).clamp(0, 1)
+        sample = self._to_sample(images)
         position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
         if self.window_size is not None:
             side = self.window_size // self.patch_size
@@ -135,14 +137,6 @@ class DiffusionModule(pl.LightningModule):
         height, width = (side * self.patch_size for side in self.unet.config.sample_size)
         padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
         return patchify(functional.pad(images * 2 - 1, padding, mode="replicate"), self.patch_size)
-
-    @staticmethod
-    def _vary(images: torch.Tensor) -> torch.Tensor:
-        """Move, turn and scale images a little."""
-        angles, scales, right, down = 2 * torch.rand(4, len(images), device=images.device) - 1
-        shifts = FEW_SHIFT * torch.stack([right * images.shape[-1], down * images.shape[-2]], dim=1)
-        with torch.autocast(images.device.type, enabled=False):
-            return warp(images, FEW_ROTATION * angles, (FEW_SCALE * scales).exp(), shifts).clamp(0, 1)
 
     def _window(self, window: tuple[int, int], *parts: torch.Tensor) -> list[torch.Tensor]:
         """Cut the same window out of tensors of shape ``(B, C, h, w)``, larger than asked only for the network."""
