@@ -87,8 +87,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         inpaint (bool): Perturb within Perlin masks alone while sampling, instead of everywhere. Defaults to ``False``.
         detail (list[float] | None): Range of the share of fine detail that a texture gets back from its normal image.
             ``None`` takes ``[0.0, 1.0]``. Defaults to ``None``.
-        contrast (list[float] | None): Range of the largest change that a texture makes at least. ``None`` takes
-            ``[0.1, 0.6]``. Defaults to ``None``.
+        contrast (list[float] | None): Range of the largest change that a texture of the bank makes at least, in units
+            of the surface's own contrast. ``None`` takes ``[3.0, 16.0]``. Defaults to ``None``.
         contour (float): Share of textures whose masks are shaped by the sampled change. Defaults to ``0.0``.
         local (float): Share of masks that are limited to a small elliptic window. Defaults to ``0.5``.
         filled (float): Share of these windows that are filled, with no Perlin mask. Defaults to ``0.5``.
@@ -109,7 +109,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             Defaults to ``1.0``.
         training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
             Trainer ends it sooner. Defaults to ``6000``.
-        learning_rate (float): Peak learning rate. Defaults to ``1e-3``.
+        learning_rate (float): Peak learning rate. Defaults to ``4e-3``.
         encoder_learning_rate (float): Peak learning rate of the encoder of an ``"encoder"`` student.
             Defaults to ``2e-4``.
         segmentation_weight (float): Weight of the segmentation loss against the cosine loss. Defaults to ``1.0``.
@@ -175,7 +175,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         augmentation: Augmentation = "auto",
         variation: float = 1.0,
         training_steps: int = 6000,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 4e-3,
         encoder_learning_rate: float = 2e-4,
         segmentation_weight: float = 1.0,
         distance_weight: float = 0.5,

@@ -29,6 +29,7 @@ from .masks import (
     random_perlin_masks,
     random_windows,
     soften,
+    surface_contrast,
     uniform,
 )
 
@@ -44,8 +45,10 @@ SOURCES: dict[Synthesis, dict[str, float]] = {
 }
 TILES = 8
 NOISE_SPREAD = 0.2
-DEFAULT_CONTRAST = (0.1, 0.6)
+DEFAULT_CONTRAST = (3.0, 16.0)
 MIN_CHANGE = 1 / 255
+FAINT_SHARE = 1 / 3
+LEAST_THRESHOLD = 0.01
 MAX_EXAGGERATION = 8.0
 MIN_AREA = 4e-4
 CONTOUR_RANGE = (0.2, 0.7)
@@ -82,7 +85,8 @@ class AnomalyParameters:
         windows (Windows): Windows that masks are limited to.
         softness (torch.Tensor): Blur of the edges of masks as a share of the shorter side, of shape ``(B,)``.
         opacity (torch.Tensor): Opacity ``beta`` of the texture, of shape ``(B, 1, 1, 1)``.
-        contrast (torch.Tensor): Largest change that the texture makes at least, of shape ``(B, 1, 1, 1)``.
+        contrast (torch.Tensor): Largest change that the texture makes at least, in units of the surface's own contrast,
+            of shape ``(B, 1, 1, 1)``.
         contour (torch.Tensor): Smallest change that the mask keeps, as a share of the largest in it, of shape
             ``(B, 1, 1, 1)``.
         sources (torch.Tensor): Where each texture comes from, index in ``Source``'s order, of shape ``(B, 1, 1, 1)``.
@@ -240,8 +244,9 @@ class DiffusionAnomalyGenerator(v2.Transform):
         probability (float): Share of images that get a defect; the rest stays clean. Defaults to ``0.5``.
         blend_factor (float | Sequence[float]): Opacity ``beta`` or its range. Defaults to ``(0.5, 1.0)``.
         contrast (Sequence[float]): Range of the largest change that a texture of the bank makes at least, in units of
-            images in [0, 1]. On a surface of low contrast a perturbed sample hardly differs from the normal image;
-            its difference is then exaggerated, up to eightfold. ``(0, 0)`` leaves it. Defaults to ``(0.1, 0.6)``.
+            the surface's own contrast (:func:`surface_contrast`): what stands out from a plain surface is lost between
+            pebbles. A texture that differs less is exaggerated, up to eightfold. ``(0, 0)`` leaves textures as they
+            are. Defaults to ``(3.0, 16.0)``.
         contour (float): Share of textures of the bank whose mask is shaped by the sampled change: of the Perlin mask
             it keeps the pixels that changed most. Defaults to ``0.0``.
         local (float): Share of masks that are limited to an elliptic window, so that a defect is one small spot or
@@ -260,8 +265,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         rotation (float): Largest rotation of the Perlin masks to either side, in degrees. Defaults to ``90.0``.
         foreground (Foreground): ``"auto"`` keeps defects on an object that lies on a plain background and leaves
             textures alone; ``"off"`` puts them anywhere. Defaults to ``"auto"``.
-        change_threshold (float): Smallest change of a pixel that counts, in units of images in [0, 1].
-            Defaults to ``0.04``.
+        change_threshold (float): Smallest change of a pixel that counts, in units of images in [0, 1]. For faint
+            defects it is a third of their largest change, but not below 0.01. Defaults to ``0.04``.
         generator (torch.Generator | None): Source of every random draw. Defaults to the global one.
 
     Raises:
@@ -315,8 +320,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         if len(blend_factor) != 2 or not 0 < blend_factor[0] <= blend_factor[1] <= 1:
             msg = f"blend_factor must be two numbers, 0 < low <= high <= 1, but is {tuple(blend_factor)}."
             raise ValueError(msg)
-        if len(contrast) != 2 or not 0 <= contrast[0] <= contrast[1] <= 1:
-            msg = f"contrast must be two numbers, 0 <= low <= high <= 1, but is {tuple(contrast)}."
+        if len(contrast) != 2 or not (0 < contrast[0] <= contrast[1] or contrast[0] == contrast[1] == 0):
+            msg = f"contrast must be two numbers, 0 < low <= high, or (0, 0), but is {tuple(contrast)}."
             raise ValueError(msg)
         if foreground not in get_args(Foreground):
             msg = f"Unknown foreground '{foreground}': choose one of {', '.join(get_args(Foreground))}."
@@ -371,7 +376,10 @@ class DiffusionAnomalyGenerator(v2.Transform):
         offset = torch.where(jittered, uniform((count, 3, 1, 1), -0.2, 0.2, generator, device), 0.0)
         shaped = (sources == 0) & (uniform((count, 1, 1, 1), 0, 1, generator, device) < self.contour)
         contour = torch.where(shaped, uniform((count, 1, 1, 1), *CONTOUR_RANGE, generator, device), 0.0)
-        contrast = torch.where(sources == 0, uniform((count, 1, 1, 1), *self.contrast, generator, device), 0.0)
+        contrast = torch.zeros_like(opacity)
+        if self.contrast[1] > 0:
+            # Tiles of the image and noise differ anyway; where they do not, there is nothing to exaggerate but grain.
+            contrast = torch.where(sources == 0, log_uniform((count, 1, 1, 1), *self.contrast, generator, device), 0.0)
         texture_indices, displacement, tile_order, noise = None, None, None, None
         if self.shares[0] > 0 and self.bank is not None:
             self.bank = self.bank.to(device)
@@ -462,10 +470,14 @@ class DiffusionAnomalyGenerator(v2.Transform):
         masks = weights > 0
         change = opacity * weights * (textures - images)
         largest = largest_change(images, images + change, masks).clamp_min(MIN_CHANGE)
-        exaggeration = (parameters.contrast / largest).clamp(1, MAX_EXAGGERATION)
+        visible = (parameters.contrast * surface_contrast(images, allowed)).clamp_max(1)
+        exaggeration = (visible / largest).clamp(1, MAX_EXAGGERATION)
         blended = (images + change * exaggeration).clamp(0, 1).to(images.dtype)
-        threshold = parameters.contour * largest_change(images, blended, masks)
-        masks = close_holes(masks & changed_pixels(images, blended, threshold.clamp_min(self.change_threshold)))
+        largest = largest_change(images, blended, masks)
+        # Of a faint defect the mask would else keep only the few pixels that changed most.
+        threshold = (FAINT_SHARE * largest).clamp_min(LEAST_THRESHOLD).clamp_max(self.change_threshold)
+        threshold = torch.maximum(threshold, parameters.contour * largest)
+        masks = close_holes(masks & changed_pixels(images, blended, threshold))
         # What is left of a few pixels nobody would call a defect.
         masks &= masks.float().mean(dim=(1, 2, 3), keepdim=True) >= MIN_AREA
         return torch.where(masks, blended, images), masks.to(images.dtype)

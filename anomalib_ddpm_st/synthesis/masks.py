@@ -17,6 +17,8 @@ FOREGROUND_SIZE = 64
 HISTOGRAM_BINS = 64
 WINDOW_AXES = (0.03, 0.25)
 MAX_SOFTNESS = 0.05
+CONTRAST_BLOCKS = 16
+MIN_SURFACE_CONTRAST = 0.02
 
 
 def uniform(
@@ -300,6 +302,26 @@ def _border(device: torch.device) -> torch.Tensor:
     border = torch.ones(FOREGROUND_SIZE, FOREGROUND_SIZE, dtype=torch.bool, device=device)
     border[2:-2, 2:-2] = False
     return border
+
+
+def surface_contrast(images: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Contrast of a surface with itself: how much its grey values vary within small blocks.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+        allowed (torch.Tensor): Where the surface is, boolean of shape ``(B, 1, H, W)``.
+
+    Returns:
+        torch.Tensor: Geometric mean over blocks of 1/16 of the shorter side of the standard deviation in a block, at
+        least 0.02, which can just be seen, of shape ``(B, 1, 1, 1)``. Edges and blank areas hardly count.
+    """
+    side = max(2, round(min(images.shape[-2:]) / CONTRAST_BLOCKS))
+    grey = images.mean(dim=1, keepdim=True)
+    parts = (grey, grey.square(), allowed.to(grey.dtype))
+    means, squares, shares = (functional.avg_pool2d(part, side) for part in parts)
+    spreads = (squares - means.square()).clamp_min(0).sqrt().clamp_min(MIN_SURFACE_CONTRAST)
+    weights = shares.clamp_min(1e-6)
+    return ((weights * spreads.log()).sum((2, 3), keepdim=True) / weights.sum((2, 3), keepdim=True)).exp()
 
 
 def changed_pixels(before: torch.Tensor, after: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:

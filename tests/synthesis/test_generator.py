@@ -130,7 +130,9 @@ def test_mask_is_what_changed(
         inside = masks.bool()
         changed = (augmented != images).any(dim=1, keepdim=True)
         assert not (changed & ~inside).any()
-        much = ((augmented - images).abs().amax(dim=1, keepdim=True) > threshold).float()
+        change = (augmented - images).abs().amax(dim=1, keepdim=True)
+        least = (change.amax(dim=(1, 2, 3), keepdim=True) / 3 - 1e-6).clamp(0.01, threshold)
+        much = (change > least).float()
         assert not (inside & (functional.max_pool2d(much, 3, stride=1, padding=1) == 0)).any()
         assert augmented.min() >= 0
         assert augmented.max() <= 1
@@ -373,28 +375,55 @@ def test_blend_formula() -> None:
     torch.testing.assert_close(augmented, torch.where(masks, (1 - opacity) * images + opacity * 0.8, images))
 
 
+def striped(count: int, size: int = 32, spread: float = 0.05) -> torch.Tensor:
+    """Surfaces with a standard deviation of ``spread`` in every block: rows of pixels below and above the middle."""
+    rows = torch.full((size,), 0.5)
+    rows[::2] -= spread
+    rows[1::2] += spread
+    return rows[:, None].expand(count, 3, size, size).clone()
+
+
 def test_contrast_exaggerates_small_changes() -> None:
     """The largest change in the mask reaches the contrast, by at most eight times, and never shrinks."""
-    columns = torch.linspace(100, 150, 32).round().to(torch.uint8).expand(1, 3, 32, 32)
-    bank = TextureBank(columns, torch.tensor([-1]), torch.zeros(1, 768))
-    transform = DiffusionAnomalyGenerator(bank, 1.0, foreground="off", change_threshold=0.0)
-    images = torch.full((5, 3, 32, 32), 100 / 255)
-    images[4] = 149 / 255
+    spread = 0.05
+    images = striped(5, spread=spread)
+    change = torch.linspace(0, 0.2, 32)
+    transform = DiffusionAnomalyGenerator(None, 1.0, (1.0, 1.0), sources={"noise": 1}, foreground="off")
     masks = torch.zeros(5, 1, 32, 32, dtype=torch.bool)
     masks[:, :, 5:15, :16] = True  # the largest change lies outside
     masks[4] = False
-    masks[4, :, 5:15, 28:] = True
-    contrast = torch.tensor([0.0, 0.05, 0.2, 0.6, 0.6]).reshape(5, 1, 1, 1)
-    indices = torch.zeros(5, dtype=torch.long)
-    augmented, _ = transform.apply_parameters(images, choices(masks, contrast=contrast, texture_indices=indices))
-    difference = bank.get(indices, (32, 32)) - images
-    largest = difference[0, 0, 0, 15].item()
-    assert 0.05 < largest < 0.2
-    for index, scale in enumerate((1.0, 1.0, 0.2 / largest, 0.6 / largest, 8.0)):
-        changed = (augmented[index] - images[index])[:, masks[index, 0]]
-        expected = (scale * difference[index])[:, masks[index, 0]]
-        torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
-    assert (augmented[3] - images[3]).max().item() == pytest.approx(0.6, abs=1e-4)
+    masks[4, :, 5:15, 1:4] = True
+    contrast = torch.tensor([0.0, 1.0, 4.0, 6.0, 16.0]).reshape(5, 1, 1, 1)
+    noise = images + change
+    parameters = choices(masks, contrast=contrast, noise=noise, sources=torch.full((5, 1, 1, 1), 2))
+    augmented, _ = transform.apply_parameters(images, parameters)
+    largest, narrow = change[15].item(), change[3].item()
+    assert spread < largest < 4 * spread
+    assert 8 * narrow < 16 * spread
+    for index, scale in enumerate((1.0, 1.0, 4 * spread / largest, 6 * spread / largest, 8.0)):
+        is_marked = augmented[index] != images[index]
+        assert is_marked.any()
+        expected = (images[index] + scale * change).clamp(0, 1)[is_marked]
+        torch.testing.assert_close(augmented[index][is_marked], expected, atol=1e-5, rtol=0)
+    assert (augmented[3] - images[3]).max().item() == pytest.approx(6 * spread, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("step", "marked"),
+    [(0.03, [0.012, 0.015, 0.03]), (0.012, [0.012]), (0.3, [0.06, 0.12, 0.15, 0.3])],
+)
+def test_masks_of_faint_defects(step: float, marked: list[float]) -> None:
+    """What counts as changed is a third of the largest change, at least 0.01 and at most the threshold."""
+    changes = torch.tensor([0.0, 0.004, 0.1 * step, 0.2 * step, 0.4 * step, 0.5 * step, step, 0.0])
+    images = torch.full((1, 3, 32, 32), 0.4)
+    noise = images + changes.repeat_interleave(4)
+    masks = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    transform = DiffusionAnomalyGenerator(None, 1.0, sources={"noise": 1}, foreground="off", change_threshold=0.04)
+    parameters = choices(masks, noise=noise, sources=torch.full((1, 1, 1, 1), 2))
+    augmented, result = transform.apply_parameters(images, parameters)
+    found = (augmented - images)[:, :1][result.bool()].unique()
+    found = found[torch.cat([torch.tensor([True]), found.diff() > 1e-5])]
+    torch.testing.assert_close(found, torch.tensor(marked), atol=1e-5, rtol=0)
 
 
 def test_exaggeration_is_limited_at_both_ends() -> None:
@@ -404,7 +433,7 @@ def test_exaggeration_is_limited_at_both_ends() -> None:
     textures = torch.tensor([10, 245]).reshape(2, 1, 1, 1).expand(2, 3, 16, 16).to(torch.uint8)
     bank = TextureBank(textures, torch.tensor([-1, -1]), torch.zeros(1, 768))
     transform = DiffusionAnomalyGenerator(bank, 1.0, foreground="off")
-    parameters = choices(masks, contrast=torch.full((2, 1, 1, 1), 0.6), texture_indices=torch.tensor([0, 1]))
+    parameters = choices(masks, contrast=torch.full((2, 1, 1, 1), 30.0), texture_indices=torch.tensor([0, 1]))
     augmented, result = transform.apply_parameters(images, parameters)
     assert result.all()
     assert torch.equal(augmented[0], torch.zeros(3, 16, 16))
@@ -412,17 +441,34 @@ def test_exaggeration_is_limited_at_both_ends() -> None:
 
 
 def test_contrast_is_for_textures_of_the_bank(bank: TextureBank, generator: torch.Generator) -> None:
-    """It is drawn from its range for these, and is zero for other textures, which differ anyway."""
+    """For these small ones are drawn as often as large ones; other textures, and zero, are left as they are."""
     transform = DiffusionAnomalyGenerator(
-        bank, contrast=(0.2, 0.7), sources={"bank": 1, "self_texture": 1, "noise": 1}, generator=generator
+        bank, contrast=(0.5, 8.0), sources={"bank": 1, "self_texture": 1, "noise": 1}, generator=generator
     )
-    parameters = transform.sample_parameters(torch.rand(1000, 3, 2, 2))
+    parameters = transform.sample_parameters(torch.rand(3000, 3, 2, 2))
     contrast, from_bank = parameters.contrast.flatten(), parameters.sources.flatten() == 0
     assert not contrast[~from_bank].any()
-    assert 0.2 <= contrast[from_bank].min() < 0.21
-    assert 0.69 < contrast[from_bank].max() <= 0.7
+    assert 0.5 <= contrast[from_bank].min() < 0.52
+    assert 7.7 < contrast[from_bank].max() <= 8.0
+    assert contrast[from_bank].median().item() == pytest.approx(2.0, abs=0.3)
     none = DiffusionAnomalyGenerator(bank, contrast=(0.0, 0.0)).sample_parameters(torch.rand(9, 3, 2, 2))
     assert not none.contrast.any()
+
+
+def test_defects_stand_out_from_the_surface() -> None:
+    """A texture of the bank that differs a little is exaggerated four times as much on a surface that is as rough."""
+    largest = []
+    for spread in (0.03, 0.12):
+        images = striped(16, spread=spread)
+        normal = (images[:1] * 255).round()
+        bank = TextureBank((normal + 10).to(torch.uint8), torch.tensor([-1]), torch.zeros(1, 768))
+        transform = DiffusionAnomalyGenerator(
+            bank, 1.0, (1.0, 1.0), contrast=(2.0, 2.0), jitter=0.0, displacement=0.0, foreground="off"
+        )
+        augmented, _ = transform(images)
+        largest.append((augmented - images).abs().amax(dim=(1, 2, 3)))
+    torch.testing.assert_close(largest[0].amax().item(), 0.06, atol=0.01, rtol=0)
+    torch.testing.assert_close(largest[1].amax().item(), 0.24, atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("count", "is_kept"), [(1, False), (2, True)])
@@ -580,7 +626,7 @@ def test_bad_single_blend_factor(blend_factor: float) -> None:
             for name in ("probability", "contour", "local", "filled", "soft", "displacement", "jitter")
             for value in (-0.1, 1.5)
         ),
-        *({"contrast": value} for value in ((0.5, 0.2), (-0.1, 0.5), (0.5, 1.5), (0.5,), (0.1, 0.2, 0.3))),
+        *({"contrast": value} for value in ((0.5, 0.2), (-0.1, 0.5), (0.0, 1.5), (0.5,), (0.1, 0.2, 0.3))),
         {"foreground": "on"},
         {"sources": {"pictures": 1.0}},
         {"sources": {"self_texture": 1.0, "pictures": 0.0}},
@@ -825,7 +871,7 @@ def test_contour_keeps_what_changed_most() -> None:
 
 def test_contour_does_not_undercut_the_threshold() -> None:
     """Where all changes are small, the smallest change that counts still counts."""
-    transform = DiffusionAnomalyGenerator(plain_bank(10), 1.0, foreground="off", change_threshold=0.05)
+    transform = DiffusionAnomalyGenerator(plain_bank(2), 1.0, foreground="off", change_threshold=0.05)
     masks = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     parameters = choices(masks, contour=torch.full((1, 1, 1, 1), 0.2), texture_indices=torch.tensor([0]))
     assert not transform.apply_parameters(torch.zeros(1, 3, 16, 16), parameters)[1].any()

@@ -26,6 +26,7 @@ from anomalib_ddpm_st.synthesis.masks import (
     random_perlin_masks,
     random_windows,
     soften,
+    surface_contrast,
     uniform,
 )
 
@@ -414,3 +415,30 @@ def test_limit_masks_writes_to_nothing() -> None:
     limit_masks(masks, allowed, random_windows(4, 1.0))
     assert torch.equal(masks, kept[0])
     assert torch.equal(allowed, kept[1])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (33, 40)])
+def test_surface_contrast_against_blocks(size: tuple[int, int]) -> None:
+    """Geometric mean of the standard deviations of blocks, one by one, weighted by how much of each is allowed."""
+    images = torch.rand(2, 3, *size) * torch.tensor([0.1, 1.0])[:, None, None, None]
+    allowed = torch.rand(2, 1, *size) < 0.5
+    side = max(2, round(min(size) / 16))
+    for image, mask, found in zip(images.double(), allowed, surface_contrast(images, allowed).flatten(), strict=True):
+        logarithms, weights = [], []
+        for top in range(0, size[0] - side + 1, side):
+            for left in range(0, size[1] - side + 1, side):
+                block = (..., slice(top, top + side), slice(left, left + side))
+                logarithms.append(math.log(max(0.02, image.mean(0)[block].std(correction=0).item())))
+                weights.append(max(1e-6, mask[block].double().mean().item()))
+        assert found.item() == pytest.approx(math.exp(np.average(logarithms, weights=weights)), rel=1e-3)
+
+
+def test_surface_contrast_of_an_object_is_not_that_of_its_background() -> None:
+    """A plain background and the edge of the object hardly count; a blank image has what can just be seen."""
+    images = torch.full((2, 3, 64, 64), 0.9)
+    images[0, :, 16:48, 16:48] = 0.3
+    images[0, :, 16:48:2, 16:48] = 0.4
+    allowed = images[:, :1] < 0.8
+    allowed[1] = True
+    contrast = surface_contrast(images, allowed).flatten()
+    assert contrast.tolist() == pytest.approx([0.05, 0.02], abs=1e-4)
