@@ -102,6 +102,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "student=encoder": {"student": "encoder"},
     "head_input=distance": {"head_input": "distance"},
     "head_input=both": {"head_input": "both"},
+    "learning_rate=1e-3": {"learning_rate": 1e-3},
 }
 
 
