@@ -3,6 +3,8 @@
 
 """Fixtures shared by the tests."""
 
+import faulthandler
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -14,9 +16,21 @@ import torch
 from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
 
 
+@pytest.fixture(scope="session")
+def stderr_descriptor(pytestconfig: pytest.Config) -> int:
+    """Descriptor of standard error as it was before pytest captured it."""
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        return os.dup(2)
+
+
 @pytest.fixture(autouse=True)
-def _same_world() -> Iterator[None]:
-    """Seed every test and undo what Lightning does to the handler of Ctrl-C when training is interrupted."""
+def _same_world(stderr_descriptor: int) -> Iterator[None]:
+    """Seed every test and undo what Lightning does to handlers of signals.
+
+    It leaves Ctrl-C changed where training is interrupted, and takes away the trace of a crash in native code.
+    """
+    faulthandler.disable()
+    faulthandler.enable(stderr_descriptor)
     random.seed(0)
     np.random.seed(0)  # ruff: ignore[numpy-legacy-random]
     torch.manual_seed(0)
