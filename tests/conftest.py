@@ -29,7 +29,7 @@ def _same_world(stderr_descriptor: int) -> Iterator[None]:
 
     It leaves Ctrl-C changed where training is interrupted, and takes away the trace of a crash in native code.
     """
-    faulthandler.disable()
+    faulthandler.disable()  # enabling does nothing while it takes itself for enabled
     faulthandler.enable(stderr_descriptor)
     random.seed(0)
     np.random.seed(0)  # ruff: ignore[numpy-legacy-random]
