@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
+from anomalib_ddpm_st.signals import preserved_signal_stack
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +26,10 @@ def stderr_descriptor(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(autouse=True)
 def _same_world(stderr_descriptor: int) -> Iterator[None]:
-    """Seed every test and undo what Lightning does to handlers of signals.
+    """Seed every test and undo what Lightning and OpenVINO do to the handling of signals.
 
-    It leaves Ctrl-C changed where training is interrupted, and takes away the trace of a crash in native code.
+    Lightning leaves Ctrl-C changed where training is interrupted, and takes away the trace of a crash in native code;
+    OpenVINO can leave handlers a stack that is freed.
     """
     faulthandler.disable()  # enabling does nothing while it takes itself for enabled
     faulthandler.enable(stderr_descriptor)
@@ -35,7 +37,8 @@ def _same_world(stderr_descriptor: int) -> Iterator[None]:
     np.random.seed(0)  # ruff: ignore[numpy-legacy-random]
     torch.manual_seed(0)
     handler = signal.getsignal(signal.SIGINT)
-    yield
+    with preserved_signal_stack():
+        yield
     signal.signal(signal.SIGINT, handler)
 
 

@@ -14,6 +14,7 @@ from anomalib.metrics import F1Score
 from torchmetrics import Metric
 
 from anomalib_ddpm_st.images import load_normal_images
+from anomalib_ddpm_st.signals import preserved_signal_stack
 from anomalib_ddpm_st.synthesis.preparation import normal_paths
 
 from .quantization import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
@@ -50,6 +51,7 @@ class ExportMixin(Base):
         """
         return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
 
+    @preserved_signal_stack()
     def to_openvino(
         self,
         export_root: Path | str,

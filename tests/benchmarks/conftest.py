@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from anomalib.pre_processing import PreProcessor
 from PIL import Image
+
+from anomalib_ddpm_st import DdpmSt
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -28,3 +31,17 @@ def data_root(tmp_path: Path) -> Path:
             else:
                 Image.fromarray(pixels).save(target / f"{index:03d}.png")
     return root
+
+
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DdpmSt works at 64 x 64 pixels unless told otherwise, a sixteenth of what it would."""
+    configure = DdpmSt.configure_pre_processor
+
+    def configure_small(
+        image_size: tuple[int, int] | None = None,
+        center_crop_size: tuple[int, int] | None = None,
+    ) -> PreProcessor:
+        return configure(image_size or (64, 64), center_crop_size)
+
+    monkeypatch.setattr(DdpmSt, "configure_pre_processor", staticmethod(configure_small))

@@ -14,6 +14,7 @@ from common import METRICS, read_rows
 ARGUMENTS = {"pre_trained": False, "synthesis": "self_texture", "memory_size": 8}
 
 
+@pytest.mark.usefixtures("small_images")
 @pytest.mark.parametrize("name", ["accuracy.csv", "record.json"])
 def test_one_row_for_each_run(name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that would train for long ends after the epochs that are given; the record has pictures beside it."""

@@ -16,14 +16,10 @@ from common import METRICS, read_rows
 from anomalib_ddpm_st import DdpmSt
 
 
+@pytest.mark.usefixtures("small_images")
 def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One training run gives a row for each share of the schedule, of weights that differ, with calibrated scores."""
-    arguments = {
-        "pre_trained": False,
-        "synthesis": "self_texture",
-        "training_steps": 2,
-        "pre_processor": DdpmSt.configure_pre_processor((64, 64)),
-    }
+    arguments = {"pre_trained": False, "synthesis": "self_texture", "training_steps": 2}
     spreads: list[torch.Tensor] = []
     measure = curve.measure
 
@@ -41,14 +37,10 @@ def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path, mon
     assert any(not torch.equal(early[name], late[name]) for name in early)
 
 
+@pytest.mark.usefixtures("small_images")
 def test_interrupted_training_goes_on(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its checkpoint, with the time that it had taken and the rows of before."""
-    arguments = {
-        "pre_trained": False,
-        "synthesis": "self_texture",
-        "training_steps": 3,
-        "pre_processor": DdpmSt.configure_pre_processor((64, 64)),
-    }
+    arguments = {"pre_trained": False, "synthesis": "self_texture", "training_steps": 3}
     monkeypatch.setattr(curve, "CHECKPOINT_STEPS", 1)
     measured: list[int] = []
     step = DdpmSt.training_step

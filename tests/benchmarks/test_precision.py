@@ -12,6 +12,7 @@ import pytest
 from common import METRICS, make_mvtec, measure, read_rows
 
 
+@pytest.mark.usefixtures("small_images")
 def test_rows_of_each_precision(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last weights, exported: 32 bit measures like the model itself, and the others near to it."""
     weights, output = tmp_path / "weights", tmp_path / "precision.csv"

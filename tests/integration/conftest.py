@@ -68,10 +68,17 @@ def tiny(cache_dir: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    """Run a command in an empty folder, offline, and show its output where it fails."""
+def small(tiny: dict[str, Any]) -> dict[str, Any]:
+    """The same at a sixteenth of the pixels, where their number does not matter."""
+    return {**tiny, "pre_processor": DdpmSt.configure_pre_processor((64, 64))}
 
-    def call(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Run a command in an empty folder or one of its folders, offline, and show its output where it fails."""
+
+    def call(*arguments: str, check: bool = True, folder: str = "") -> subprocess.CompletedProcess:
+        (tmp_path / folder).mkdir(exist_ok=True)
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -82,7 +89,7 @@ def shell(tmp_path: Path) -> Shell:
         environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
         result = subprocess.run(
             arguments,
-            cwd=tmp_path,
+            cwd=tmp_path / folder,
             env=environment,
             capture_output=True,
             text=True,

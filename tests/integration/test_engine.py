@@ -18,6 +18,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ddpm_st import DdpmSt
+from anomalib_ddpm_st.signals import signal_stack
 from anomalib_ddpm_st.synthesis import preparation
 
 from .conftest import make_engine
@@ -41,10 +42,10 @@ def test_teacher_and_batch_norm_of_the_encoder_stay_frozen(
     trained: tuple,
     tmp_path: Path,
     datamodule: MVTecAD,
-    tiny: dict[str, Any],
+    small: dict[str, Any],
 ) -> None:
     assert trained
-    model = DdpmSt(**tiny, student="encoder", visualizer=False)
+    model = DdpmSt(**small, student="encoder", visualizer=False)
     teacher = {name: value.clone() for name, value in model.model.teacher.state_dict().items()}
     encoder = {name: value.clone() for name, value in model.model.student.encoder.state_dict().items()}
     make_engine(tmp_path, limit_val_batches=0).fit(model, datamodule=datamodule)
@@ -64,15 +65,15 @@ def test_schedule_ends_training(trained: tuple) -> None:
     assert engine.trainer.global_step == 2
 
 
-def test_max_steps_ends_training_sooner(tmp_path: Path, datamodule: MVTecAD, tiny: dict[str, Any]) -> None:
-    model = DdpmSt(**{**tiny, "training_steps": 50}, visualizer=False)
+def test_max_steps_ends_training_sooner(tmp_path: Path, datamodule: MVTecAD, small: dict[str, Any]) -> None:
+    model = DdpmSt(**{**small, "training_steps": 50}, visualizer=False)
     engine = make_engine(tmp_path, max_steps=1, limit_val_batches=0)
     engine.fit(model, datamodule=datamodule)
     assert engine.trainer.global_step == 1
 
 
-def test_max_epochs_ends_training_sooner(tmp_path: Path, datamodule: MVTecAD, tiny: dict[str, Any]) -> None:
-    model = DdpmSt(**{**tiny, "training_steps": 50}, visualizer=False)
+def test_max_epochs_ends_training_sooner(tmp_path: Path, datamodule: MVTecAD, small: dict[str, Any]) -> None:
+    model = DdpmSt(**{**small, "training_steps": 50}, visualizer=False)
     engine = make_engine(tmp_path, max_epochs=1, limit_val_batches=0)
     engine.fit(model, datamodule=datamodule)
     assert engine.trainer.global_step == 3  # six images in batches of two
@@ -164,6 +165,7 @@ def test_int8_comes_close(
     input_size: tuple[int, int] | None,
 ) -> None:
     engine, model, _ = trained
+    stack = bytes(signal_stack())
     paths = [
         engine.export(
             model,
@@ -175,6 +177,7 @@ def test_int8_comes_close(
         )
         for kind in (None, compression)
     ]
+    assert bytes(signal_stack()) == stack
     core = openvino.Core()
     kinds = [{node.get_type_name() for node in core.read_model(path).get_ops()} for path in paths]
     assert "FakeQuantize" not in kinds[0]
@@ -220,16 +223,16 @@ def test_onnx_export_is_a_file(tmp_path: Path, trained: tuple) -> None:
     onnx.checker.check_model(str(path))
 
 
-def test_dataloader_without_datamodule(tmp_path: Path, datamodule: MVTecAD, tiny: dict[str, Any]) -> None:
+def test_dataloader_without_datamodule(tmp_path: Path, datamodule: MVTecAD, small: dict[str, Any]) -> None:
     datamodule.setup()
     engine = make_engine(tmp_path)
-    engine.fit(DdpmSt(**tiny, visualizer=False), train_dataloaders=datamodule.train_dataloader())
+    engine.fit(DdpmSt(**small, visualizer=False), train_dataloaders=datamodule.train_dataloader())
     assert engine.trainer.global_step == 2
 
 
-def test_self_texture_needs_no_diffusion(tmp_path: Path, datamodule: MVTecAD, tiny: dict[str, Any]) -> None:
+def test_self_texture_needs_no_diffusion(tmp_path: Path, datamodule: MVTecAD, small: dict[str, Any]) -> None:
     cache = tmp_path / "cache"
-    model = DdpmSt(**{**tiny, "cache_dir": str(cache), "synthesis": "self_texture"}, visualizer=False)
+    model = DdpmSt(**{**small, "cache_dir": str(cache), "synthesis": "self_texture"}, visualizer=False)
     make_engine(tmp_path, limit_val_batches=0).fit(model, datamodule=datamodule)
     assert not cache.exists()
 
@@ -245,11 +248,11 @@ def test_component_arguments(tiny: dict[str, Any]) -> None:
 def test_training_step_needs_no_masks(
     tmp_path: Path,
     datamodule: MVTecAD,
-    tiny: dict[str, Any],
+    small: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Classification folders give batches without masks."""
-    model = DdpmSt(**tiny, visualizer=False)
+    model = DdpmSt(**small, visualizer=False)
     engine = make_engine(tmp_path, limit_val_batches=0)
     engine.fit(model, datamodule=datamodule)
     model.on_train_start()
