@@ -63,6 +63,7 @@ SETTINGS: dict[Budget, dict[str, Any]] = {
     "full": {},
 }
 
+SEGMENTATION_ALONE = {"distance_weight": 0.0, "memory_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Source of the defects; the default is a mixture of diffusion, paired with normal images, and self-textures.
     "default": {},
@@ -94,8 +95,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "variation=0": {"variation": 0.0},
     # Detector.
     "loss=cosine": {"segmentation_weight": 0.0, "distance_weight": 1.0},
-    "map=segmentation": {"distance_weight": 0.0, "memory_weight": 0.0},
+    "map=segmentation": SEGMENTATION_ALONE,
     "map=memory": {"memory_weight": 1.0},
+    # What the defects teach shows in the segmentation: the other two thirds of the map hardly depend on them.
+    "synthesis=self_texture, map=segmentation": {"synthesis": "self_texture", **SEGMENTATION_ALONE},
+    "synthesis=diffusion, map=segmentation": {"synthesis": "diffusion", **SEGMENTATION_ALONE},
     "memory=0": {"memory_weight": 0.0},
     "memory=512": {"memory_size": 512},
     "student=symmetric": {"student": "symmetric"},
