@@ -20,6 +20,11 @@ from anomalib_ddpm_st.demo import write_data
 
 ROOT = Path(__file__).parents[2]
 CATEGORY = "gravel"
+# What a config says to make images small.
+SMALL_IMAGES = {
+    "class_path": "anomalib.pre_processing.PreProcessor",
+    "init_args": {"transform": {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [64, 64]}}},
+}
 Shell = Callable[..., subprocess.CompletedProcess]
 TINY: dict[str, Any] = {
     "pre_trained": False,

@@ -13,7 +13,7 @@ from anomalib.models import Draem
 
 from anomalib_ddpm_st import SyntheticAnomalies, prepare_generator, synthetic_split
 
-from .conftest import ROOT, Shell
+from .conftest import ROOT, SMALL_IMAGES, Shell
 
 
 @pytest.mark.parametrize("name", ["draem", "supersimplenet"])
@@ -21,12 +21,7 @@ def test_config(name: str, shell: Shell, tmp_path: Path, mvtec_root: Path, cache
     """The config trains the model for a step, made small; Supersimplenet with a backbone without weights."""
     config = yaml.safe_load((ROOT / "configs" / f"{name}_ddpm_st.yaml").read_text())
     config["trainer"].update(max_steps=1, max_epochs=1, accelerator="cpu")
-    # Draem takes a minute for two images of 256 x 256 pixels.
-    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [64, 64]}}
-    config["model"]["init_args"]["pre_processor"] = {
-        "class_path": "anomalib.pre_processing.PreProcessor",
-        "init_args": {"transform": resize},
-    }
+    config["model"]["init_args"]["pre_processor"] = SMALL_IMAGES  # Draem takes a minute for two of the usual size
     config["trainer"]["callbacks"][0]["init_args"].update(diffusion_steps=2, bank_size=4, cache_dir=cache_dir)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))

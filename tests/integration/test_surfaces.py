@@ -15,7 +15,7 @@ from anomalib.models import get_model, list_models
 
 import anomalib_ddpm_st
 
-from .conftest import ROOT, Shell
+from .conftest import ROOT, SMALL_IMAGES, Shell
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,9 @@ def test_python_surfaces(surface: str, tiny: dict[str, Any], tmp_path: Path) -> 
 
 @pytest.fixture
 def model_arguments(tiny: dict[str, Any]) -> list[str]:
-    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [64, 64], "antialias": False}}
-    pre_processor = {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": resize}}
     return [
         *(f"--model.{name}={value}" for name, value in tiny.items()),
-        f"--model.pre_processor={json.dumps(pre_processor)}",
+        f"--model.pre_processor={json.dumps(SMALL_IMAGES)}",
         "--model.visualizer=false",
         "--trainer.accelerator=cpu",
     ]
