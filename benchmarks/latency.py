@@ -59,8 +59,7 @@ CALIBRATION_IMAGES = 10
 WARM_UP = 2
 TURN = 5
 THROUGHPUT_SECONDS = 4.0
-# One for all: each has a stack of its own for signals, and two that do not end in the order of nesting leave a stack in
-# use that is no more (OpenVINO 2026.4).
+# One for all that does not go before the others, for what anomalib_ddpm_st.signals is about.
 CORE = ov.Core()
 PRECISIONS = ("FP32", "FP16", "INT8")
 

@@ -86,11 +86,12 @@ def test_stock_command_line(
         "predict": [*with_checkpoint, "--data", str(image)],
         "export": [*with_checkpoint, "--export_type", "openvino"],
     }
+
+    def run(name: str) -> str:
+        return shell("anomalib", name, *commands[name], folder=name).stdout
+
     with ThreadPoolExecutor(2) as pool:  # most of a command is its imports, which take one core
-        running = {
-            name: pool.submit(shell, "anomalib", name, *arguments, folder=name) for name, arguments in commands.items()
-        }
-        outputs = {name: future.result().stdout for name, future in running.items()}
+        outputs = dict(zip(commands, pool.map(run, commands), strict=True))
     assert "image_AUROC" in outputs["test"]
     assert "image_AUROC" in outputs["validate"]
     assert list((tmp_path / "export").rglob("model.xml"))
