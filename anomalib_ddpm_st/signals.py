@@ -16,18 +16,20 @@ class SignalStack(ctypes.Structure):
 
 
 def signal_stack(new: SignalStack | None = None) -> SignalStack:
-    """Alternate signal stack of this thread, see ``sigaltstack(2)``.
+    """Alternate signal stack of this thread, see ``sigaltstack(2)``. Elsewhere than on Linux it is left alone.
 
     Args:
         new (SignalStack | None): What it becomes. Defaults to ``None``, as it is.
 
     Returns:
-        SignalStack: What it was.
+        SignalStack: What it was; elsewhere than on Linux all zeros.
 
     Raises:
         OSError: If the kernel refuses the new one.
     """
     old = SignalStack()
+    if sys.platform != "linux":
+        return old
     if ctypes.CDLL(None, use_errno=True).sigaltstack(None if new is None else ctypes.byref(new), ctypes.byref(old)):
         number = ctypes.get_errno()
         msg = "The signal stack cannot be set."
@@ -44,9 +46,6 @@ def preserved_signal_stack() -> Generator[None]:
     by then; the next signal that Python handles, such as the end of a worker of a ``DataLoader``, can kill the process
     without a word (OpenVINO 2026.4). Elsewhere than on Linux it does nothing.
     """
-    if sys.platform != "linux":
-        yield
-        return
     before = signal_stack()
     try:
         yield
