@@ -120,6 +120,8 @@ def load_snapshot(
         seed (int): Seed of the calibration.
         renew_memory (bool): Fill the memory of normal features anew. Defaults to ``False``.
     """
+    # As training leaves it: in another layout sums are rounded otherwise.
+    model.model.to(memory_format=torch.channels_last)
     state = torch.load(weights, weights_only=True)
     model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
     torch.manual_seed(seed)
