@@ -11,6 +11,9 @@ would only blur what is normal.
 
 Small changes of pose and brightness: every part lies a little differently under the camera. Without them the student
 learns a few hundred normal images by heart, and takes those that it has not seen for defective.
+
+Blends of two normal images, on surfaces: what a surface shows differs from place to place without end, so that blends
+are normal, too, and new. A part in two poses at once is none.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,7 @@ import torch
 from torch.nn import functional
 
 from anomalib_ddpm_st.images import evenly, randomly_posed
+from anomalib_ddpm_st.synthesis.masks import foreground_mask
 
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
@@ -39,6 +43,8 @@ SHIFT = 0.04
 GAIN = 0.15
 OFFSET = 0.05
 MOVED_SHARE = 0.5
+# Share of images that :func:`mix` blends.
+MIXED_SHARE = 0.5
 
 
 def turn(images: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
@@ -89,6 +95,36 @@ def vary(
     gain, offset = strength * (2 * torch.rand(2, count, 1, 1, 1, device=device) - 1)
     images, augmented = ((part * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1) for part in (images, augmented))
     return images, augmented, masks
+
+
+def mix(images: torch.Tensor, share: float) -> torch.Tensor:
+    """Blend half of the images of a batch with the image before them (mixup, Zhang et al., 2018).
+
+    All are normal, so that there are no labels to blend.
+
+    Args:
+        images (torch.Tensor): Normal images of shape ``(B, 3, H, W)``.
+        share (float): Largest share of the other image, in [0, 1].
+
+    Returns:
+        torch.Tensor: Images of the same shape.
+    """
+    chosen, opacity = torch.rand(2, len(images), 1, 1, 1, device=images.device)
+    weights = share * opacity * (chosen < MIXED_SHARE)
+    return images.lerp(images.roll(1, dims=0), weights.to(images.dtype))
+
+
+def show_surface(images: torch.Tensor) -> bool:
+    """Whether most images show nothing but a surface, rather than an object that lies on a plain background.
+
+    Args:
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+
+    Returns:
+        bool: Whether they do.
+    """
+    shown = [foreground_mask(batch.float() / 255).flatten(1).all(dim=1) for batch in images.split(BATCH_SIZE)]
+    return bool(torch.cat(shown).float().mean() > 0.5)
 
 
 def allowed_symmetries(

@@ -36,7 +36,7 @@ from anomalib_ddpm_st.synthesis.preparation import (
     trainer_arguments_for,
 )
 
-from .augmentation import ENOUGH_IMAGES, MAX_REFERENCES, SYMMETRIES, allowed_symmetries, turn, vary
+from .augmentation import ENOUGH_IMAGES, MAX_REFERENCES, SYMMETRIES, allowed_symmetries, mix, show_surface, turn, vary
 from .export import ExportMixin
 from .loss import DdpmStLoss
 from .memory import NormalMemory
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
 MAX_VARIATION = 3.0
+MAX_MIXUP = 0.5
 MEMORY_BATCH_SIZE = 16
 SCALE_IMAGES = 48
 
@@ -107,6 +108,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         variation (float): Strength of small changes of pose and brightness of training images, ``0`` for none. At 1
             they are within 4 degrees, 6 % of size, 4 % of place, 15 % of contrast and 0.05 of brightness.
             Defaults to ``1.0``.
+        mixup (float): Largest share of another normal image that is blended into half of the training images where
+            these show a surface, ``0`` for none; objects are not blended. Defaults to ``0.3``.
         training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
             Trainer ends it sooner. Defaults to ``6000``.
         learning_rate (float): Peak learning rate. Defaults to ``4e-3``.
@@ -174,6 +177,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         foreground: Literal["auto", "off"] = "auto",
         augmentation: Augmentation = "auto",
         variation: float = 1.0,
+        mixup: float = 0.3,
         training_steps: int = 6000,
         learning_rate: float = 4e-3,
         encoder_learning_rate: float = 2e-4,
@@ -241,6 +245,10 @@ class DdpmSt(ExportMixin, AnomalibModule):
             msg = f"variation must lie in [0, {MAX_VARIATION}], but is {variation}."
             raise ValueError(msg)
         self.variation = variation
+        if not 0 <= mixup <= MAX_MIXUP:
+            msg = f"mixup must lie in [0, {MAX_MIXUP}], but is {mixup}."
+            raise ValueError(msg)
+        self.mixup = mixup
         self.symmetries: torch.Tensor | None = None
         self.training_steps = training_steps
         self.learning_rate = learning_rate
@@ -265,6 +273,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.bank_dir: Path | None = None
         self._train_start = 0.0
         self._scale_images: torch.Tensor | None = None
+        self._shows_surface = False
         self._calibrated_step = -1
         self._last_step = float("inf")
 
@@ -386,10 +395,11 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Find out what is normal in a training set: how parts may lie, and images to calibrate the scores with."""
         images = self._reference_images(dataset)
         self.symmetries = self._symmetries(images)
-        self._scale_images, self._calibrated_step = None, -1
+        self._scale_images, self._calibrated_step, self._shows_surface = None, -1, False
         if images is not None:
             indices = evenly(len(images), SCALE_IMAGES)
             self._scale_images = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
+            self._shows_surface = show_surface(self._scale_images)
         return images
 
     def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:
@@ -517,6 +527,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
+        if self._shows_surface and self.mixup > 0:
+            images = mix(images, self.mixup)
         augmented, masks = cast("DiffusionAnomalyGenerator", self.generator)(images)
         symmetries = cast("torch.Tensor", self.symmetries)
         elements = symmetries[torch.randint(len(symmetries), (len(images),), device=images.device)]

@@ -8,7 +8,15 @@ import torch
 from torch.nn import functional
 
 from anomalib_ddpm_st.detector import augmentation
-from anomalib_ddpm_st.detector.augmentation import MAX_DISTANCE, SYMMETRIES, allowed_symmetries, turn, vary
+from anomalib_ddpm_st.detector.augmentation import (
+    MAX_DISTANCE,
+    SYMMETRIES,
+    allowed_symmetries,
+    mix,
+    show_surface,
+    turn,
+    vary,
+)
 
 IDENTITY = SYMMETRIES[0]
 
@@ -277,3 +285,39 @@ def test_vary_in_mixed_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         parts = vary(images, images.clone(), torch.zeros(8, 1, 16, 16))
     assert all(part.dtype == torch.float32 for part in parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blends
+
+
+def test_mix_blends_half_of_the_images_with_the_one_before() -> None:
+    """Half stay as they are; the others get up to the share of the image before them, each its own."""
+    images = torch.arange(400.0).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    weights = (images - mix(images, 0.3))[1:]
+    assert (weights == weights[:, :1, :1, :1]).all()
+    weights = weights[:, 0, 0, 0]
+    assert 140 < (weights == 0).sum() < 260
+    blended = weights[weights > 0]
+    assert 0.12 < blended.mean() < 0.18
+    assert 0.28 < blended.max() <= 0.3001
+    assert blended.min() >= 0
+
+
+def test_mix_leaves_its_input_and_type() -> None:
+    """Images of the batch are not changed in place, those of half precision stay so."""
+    images = torch.rand(8, 3, 4, 4, dtype=torch.bfloat16)
+    before = images.clone()
+    assert mix(images, 0.5).dtype == torch.bfloat16
+    assert images.equal(before)
+    assert mix(images[:1], 0.5).equal(images[:1])
+
+
+def test_surfaces_and_objects_are_told_apart() -> None:
+    """Grain all over is a surface; a bright part on a plain background is none, and the majority decides."""
+    surfaces = as_bytes(torch.full((20, 3, 64, 64), 0.5), noise=0.1)
+    objects = as_bytes(torch.stack([part((64, 64))] * 20), noise=0.01)
+    assert show_surface(surfaces)
+    assert not show_surface(objects)
+    assert show_surface(torch.cat([surfaces, objects[:19]]))
+    assert not show_surface(torch.cat([surfaces[:19], objects]))

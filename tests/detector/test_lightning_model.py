@@ -265,6 +265,8 @@ def test_bad_weights_are_named_at_once(tmp_path: Path) -> None:
         {"soft": 1.1},
         {"variation": -0.1},
         {"variation": 3.5},
+        {"mixup": -0.1},
+        {"mixup": 0.6},
         {"jitter": 2.0},
         {"anomaly_probability": 1.5},
         {"blend_factor": [0.9, 0.1]},
@@ -372,6 +374,36 @@ def test_training_step(model: DdpmSt, element: tuple[int, int, int], monkeypatch
         loss = model.training_step(batch, 0)["loss"]
     torch.testing.assert_close(loss, expected)
     assert logged["train_loss"] is loss
+
+
+@pytest.mark.parametrize(
+    ("shows_surface", "mixup", "mixes"), [(True, 0.3, True), (True, 0, False), (False, 0.3, False)]
+)
+def test_training_step_mixes_surfaces(
+    model: DdpmSt,
+    shows_surface: bool,
+    mixup: float,
+    mixes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blended before the defects are put in, and surfaces alone."""
+    batch = make_batch(64)
+    seen: list[torch.Tensor] = []
+
+    def generator(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(images)
+        return images, images[:, :1]
+
+    model.generator = generator
+    model.symmetries = torch.tensor(SYMMETRIES[:1], dtype=torch.bool)
+    monkeypatch.setattr(model, "_shows_surface", shows_surface)
+    monkeypatch.setattr(model, "mixup", mixup)
+    monkeypatch.setattr(model.model, "forward", lambda *_: (None, None, None))
+    monkeypatch.setattr(model.loss, "forward", lambda *_: torch.zeros(()))
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    model.training_step(batch, 0)
+    changed = (seen[0] != batch.image).flatten(1).any(dim=1).sum()
+    assert 10 < changed < 54 if mixes else changed == 0
 
 
 def test_training_step_draws_an_element_for_each_image(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
