@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from anomalib_ddpm_st.images import evenly, randomly_posed
-from anomalib_ddpm_st.synthesis.masks import foreground_mask
+from anomalib_ddpm_st.synthesis.masks import foreground_mask, is_surface
 
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
@@ -123,8 +123,8 @@ def show_surface(images: torch.Tensor) -> bool:
     Returns:
         bool: Whether they do.
     """
-    shown = [foreground_mask(batch.float() / 255).flatten(1).all(dim=1) for batch in images.split(BATCH_SIZE)]
-    return bool(torch.cat(shown).float().mean() > 0.5)
+    surfaces = [is_surface(foreground_mask(batch.float() / 255)) for batch in images.split(BATCH_SIZE)]
+    return bool(torch.cat(surfaces).float().mean() > 0.5)
 
 
 def allowed_symmetries(

@@ -383,6 +383,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             self.bank_dir = self._prepare_bank(dataset)
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
         images = self._look_at(dataset)
+        self._shows_surface = self._scale_images is not None and show_surface(self._scale_images)
         start = time.perf_counter()
         memory = self.model.memory
         # A resumed training has its own already.
@@ -395,11 +396,10 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Find out what is normal in a training set: how parts may lie, and images to calibrate the scores with."""
         images = self._reference_images(dataset)
         self.symmetries = self._symmetries(images)
-        self._scale_images, self._calibrated_step, self._shows_surface = None, -1, False
+        self._scale_images, self._calibrated_step = None, -1
         if images is not None:
             indices = evenly(len(images), SCALE_IMAGES)
             self._scale_images = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
-            self._shows_surface = show_surface(self._scale_images)
         return images
 
     def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:

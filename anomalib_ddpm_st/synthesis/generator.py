@@ -23,6 +23,7 @@ from .masks import (
     changed_pixels,
     close_holes,
     foreground_mask,
+    is_surface,
     largest_change,
     limit_masks,
     log_uniform,
@@ -443,9 +444,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         allowed = torch.ones_like(masks)
         has_object = torch.zeros(len(images), 1, dtype=torch.bool, device=images.device)
         if self.foreground == "auto":
-            foreground = foreground_mask(images)
-            has_object = ~foreground.flatten(1).all(dim=1, keepdim=True)
-            allowed = foreground
+            allowed = foreground_mask(images)
+            has_object = ~is_surface(allowed)[:, None]
         textures = images
         if parameters.tile_order is not None:
             textures = self_texture(images, parameters.tile_order)

@@ -297,6 +297,18 @@ def foreground_mask(images: torch.Tensor) -> torch.Tensor:
     return functional.interpolate(foreground, images.shape[-2:], mode="nearest").bool()
 
 
+def is_surface(foreground: torch.Tensor) -> torch.Tensor:
+    """Whether images show nothing but a surface, rather than an object on a plain background.
+
+    Args:
+        foreground (torch.Tensor): Masks of :func:`foreground_mask`, boolean of shape ``(B, 1, H, W)``.
+
+    Returns:
+        torch.Tensor: Boolean of shape ``(B,)``.
+    """
+    return foreground.flatten(1).all(dim=1)
+
+
 def _border(device: torch.device) -> torch.Tensor:
     """Boolean mask of shape ``(S, S)`` of the outermost pixels of the small image."""
     border = torch.ones(FOREGROUND_SIZE, FOREGROUND_SIZE, dtype=torch.bool, device=device)

@@ -597,6 +597,18 @@ def write_parts(folder: Path, count: int, part: torch.Tensor) -> SimpleNamespace
     return SimpleNamespace(samples=pd.DataFrame({"image_path": paths, "label_index": 0}))
 
 
+@pytest.mark.parametrize(("brightness", "is_surface"), [(0.2, True), (0.9, False)])
+def test_training_finds_out_whether_it_sees_a_surface(brightness: float, is_surface: bool, tmp_path: Path) -> None:
+    """From the normal images, before the first step: a bar brighter than the rest is an object."""
+    images = torch.full((3, 64, 64), 0.2)
+    images[:, 16:48, 24:40] = brightness
+    model = make_model(pre_processor=DdpmSt.configure_pre_processor((64, 64)), memory_size=10)
+    loader = SimpleNamespace(dataset=write_parts(tmp_path, 3, images))
+    attach(model, train_dataloader=loader, ckpt_path=None)
+    model.on_train_start()
+    assert model._shows_surface is is_surface
+
+
 def test_memory_is_filled_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With the normal images of the training set; a resumed training keeps its own, a new one forgets the old."""
     part = torch.full((3, 64, 64), 0.2)
