@@ -93,7 +93,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "displacement=0": {"displacement": 0.0},
     "augmentation=none": {"augmentation": "none"},
     "variation=0": {"variation": 0.0},
-    "mixup=0": {"mixup": 0.0},
+    "mixup=0.3": {"mixup": 0.3},
     # Detector.
     "loss=cosine": {"segmentation_weight": 0.0, "distance_weight": 1.0},
     "map=segmentation": SEGMENTATION_ALONE,

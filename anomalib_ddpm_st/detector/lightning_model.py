@@ -109,7 +109,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             they are within 4 degrees, 6 % of size, 4 % of place, 15 % of contrast and 0.05 of brightness.
             Defaults to ``1.0``.
         mixup (float): Largest share of another normal image that is blended into half of the training images where
-            these show a surface, ``0`` for none; objects are not blended. Defaults to ``0.3``.
+            these show a surface, ``0`` for none; objects are not blended. Defaults to ``0.0``.
         training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
             Trainer ends it sooner. Defaults to ``6000``.
         learning_rate (float): Peak learning rate. Defaults to ``4e-3``.
@@ -177,7 +177,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         foreground: Literal["auto", "off"] = "auto",
         augmentation: Augmentation = "auto",
         variation: float = 1.0,
-        mixup: float = 0.3,
+        mixup: float = 0.0,
         training_steps: int = 6000,
         learning_rate: float = 4e-3,
         encoder_learning_rate: float = 2e-4,
@@ -273,7 +273,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.bank_dir: Path | None = None
         self._train_start = 0.0
         self._scale_images: torch.Tensor | None = None
-        self._shows_surface = False
+        self._mixes = False
         self._calibrated_step = -1
         self._last_step = float("inf")
 
@@ -383,7 +383,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             self.bank_dir = self._prepare_bank(dataset)
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
         images = self._look_at(dataset)
-        self._shows_surface = self._scale_images is not None and show_surface(self._scale_images)
+        self._mixes = self.mixup > 0 and self._scale_images is not None and show_surface(self._scale_images)
         start = time.perf_counter()
         memory = self.model.memory
         # A resumed training has its own already.
@@ -527,7 +527,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
-        if self._shows_surface and self.mixup > 0:
+        if self._mixes:
             images = mix(images, self.mixup)
         augmented, masks = cast("DiffusionAnomalyGenerator", self.generator)(images)
         symmetries = cast("torch.Tensor", self.symmetries)

@@ -376,17 +376,9 @@ def test_training_step(model: DdpmSt, element: tuple[int, int, int], monkeypatch
     assert logged["train_loss"] is loss
 
 
-@pytest.mark.parametrize(
-    ("shows_surface", "mixup", "mixes"), [(True, 0.3, True), (True, 0, False), (False, 0.3, False)]
-)
-def test_training_step_mixes_surfaces(
-    model: DdpmSt,
-    shows_surface: bool,
-    mixup: float,
-    mixes: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Blended before the defects are put in, and surfaces alone."""
+@pytest.mark.parametrize("mixes", [True, False])
+def test_training_step_mixes_surfaces(model: DdpmSt, mixes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blended before the defects are put in, where training is to."""
     batch = make_batch(64)
     seen: list[torch.Tensor] = []
 
@@ -396,8 +388,8 @@ def test_training_step_mixes_surfaces(
 
     model.generator = generator
     model.symmetries = torch.tensor(SYMMETRIES[:1], dtype=torch.bool)
-    monkeypatch.setattr(model, "_shows_surface", shows_surface)
-    monkeypatch.setattr(model, "mixup", mixup)
+    monkeypatch.setattr(model, "_mixes", mixes)
+    monkeypatch.setattr(model, "mixup", 0.3)
     monkeypatch.setattr(model.model, "forward", lambda *_: (None, None, None))
     monkeypatch.setattr(model.loss, "forward", lambda *_: torch.zeros(()))
     monkeypatch.setattr(model, "log", lambda *_, **__: None)
@@ -597,16 +589,19 @@ def write_parts(folder: Path, count: int, part: torch.Tensor) -> SimpleNamespace
     return SimpleNamespace(samples=pd.DataFrame({"image_path": paths, "label_index": 0}))
 
 
-@pytest.mark.parametrize(("brightness", "is_surface"), [(0.2, True), (0.9, False)])
-def test_training_finds_out_whether_it_sees_a_surface(brightness: float, is_surface: bool, tmp_path: Path) -> None:
-    """From the normal images, before the first step: a bar brighter than the rest is an object."""
+@pytest.mark.parametrize(
+    ("brightness", "mixup", "mixes"),
+    [(0.2, 0.3, True), (0.2, 0.0, False), (0.9, 0.3, False)],
+)
+def test_surfaces_alone_are_mixed(brightness: float, mixup: float, mixes: bool, tmp_path: Path) -> None:
+    """What the normal images show is found out before the first step: a bar brighter than the rest is an object."""
     images = torch.full((3, 64, 64), 0.2)
     images[:, 16:48, 24:40] = brightness
-    model = make_model(pre_processor=DdpmSt.configure_pre_processor((64, 64)), memory_size=10)
+    model = make_model(pre_processor=DdpmSt.configure_pre_processor((64, 64)), memory_size=10, mixup=mixup)
     loader = SimpleNamespace(dataset=write_parts(tmp_path, 3, images))
     attach(model, train_dataloader=loader, ckpt_path=None)
     model.on_train_start()
-    assert model._shows_surface is is_surface
+    assert model._mixes is mixes
 
 
 def test_memory_is_filled_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
