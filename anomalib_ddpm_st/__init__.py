@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Industrial defect detection by diffusion-made defects and an asymmetric student-teacher network, for anomalib.
+"""Industrial defect detection with diffusion-made defects and an asymmetric student-teacher network, for anomalib.
 
 Importing the package registers the model with anomalib.
 
@@ -12,16 +12,25 @@ Example:
     True
 """
 
-from .callback import SyntheticAnomalies
 from .detector import DdpmSt
-from .diffusion import DefectPipeline, PerturbedDDPMScheduler
+from .diffusion import DefectPipeline, DiffusionConfig, PerturbedDDPMScheduler
 from .registration import register, synthetic_split
-from .synthesis import DiffusionAnomalyGenerator, TextureBank, prepare_generator
+from .synthesis import (
+    BankConfig,
+    DefectConfig,
+    DiffusionAnomalyGenerator,
+    SyntheticAnomalies,
+    TextureBank,
+    prepare_generator,
+)
 
 __all__ = [
+    "BankConfig",
     "DdpmSt",
+    "DefectConfig",
     "DefectPipeline",
     "DiffusionAnomalyGenerator",
+    "DiffusionConfig",
     "PerturbedDDPMScheduler",
     "SyntheticAnomalies",
     "TextureBank",

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Registration with anomalib: the one place that touches what is private to it.
+"""Registration with anomalib: the only module that touches its private parts.
 
-anomalib 2.7 has no way to add a model from outside. ``get_model(name)`` and ``list_models()`` find every direct
-subclass of ``AnomalibModule``; dictionary configs and ``benchmark`` look the class up as an attribute of
+anomalib 2.7 has no public way to register a model of another package. ``get_model(name)`` and ``list_models()`` find
+every direct subclass of ``AnomalibModule``; dictionary configs and ``benchmark`` look the class up as an attribute of
 ``anomalib.models``, or import it from a module of ``ALLOWED_MODULES``.
 """
 
@@ -26,14 +26,14 @@ PACKAGE = __name__.split(".", maxsplit=1)[0]
 
 
 def register() -> None:
-    """Make anomalib find :class:`DdpmSt` by name on every surface. Calling it again changes nothing.
+    """Make anomalib find :class:`DdpmSt` by name everywhere. Calling it again changes nothing.
 
     Raises:
-        RuntimeError: If this version of anomalib has other look-up tables than those that were tested.
+        RuntimeError: If the look-up tables of this version of anomalib differ from those that were tested.
     """
     if not isinstance(getattr(anomalib.models, "ALLOWED_MODULES", None), set):
         msg = (
-            "This version of anomalib looks models up in another way than anomalib 2.7: install a version that "
+            "This version of anomalib looks up models in another way than anomalib 2.7: install a version that "
             "anomalib_ddpm_st was tested with (see constraints.txt)."
         )
         raise RuntimeError(msg)
@@ -42,7 +42,7 @@ def register() -> None:
         known = getattr(module, DdpmSt.__name__, DdpmSt)
         if known is not DdpmSt:
             logger.warning(
-                "%s.%s was %s.%s and is now %s.%s.",
+                "%s.%s was %s.%s and has been replaced by %s.%s.",
                 module.__name__,
                 DdpmSt.__name__,
                 known.__module__,
@@ -54,9 +54,9 @@ def register() -> None:
 
 
 def keep_benchmark_results() -> None:
-    """Let ``benchmark`` make one table of jobs with different settings or metrics; what a job lacks stays empty.
+    """Let ``benchmark`` collect jobs with different settings or metrics in one table; missing cells stay empty.
 
-    anomalib 2.7 collects by the keys of the first job and loses the whole table where another job has other keys.
+    anomalib 2.7 collects by the keys of the first job and loses the whole table if another job has other keys.
     """
     BenchmarkJob.collect = staticmethod(pd.DataFrame)  # type: ignore[method-assign,assignment]
 
@@ -65,14 +65,14 @@ def keep_benchmark_results() -> None:
 def synthetic_split(generator: DiffusionAnomalyGenerator) -> Generator[None, None, None]:
     """Let anomalib make its synthetic validation and test sets with this generator.
 
-    anomalib 2.7 has no other way: ``val_split_mode: synthetic`` and ``test_split_mode: synthetic`` always take its own
-    Perlin noise. Within the context every image that anomalib wants a defect in gets one from the generator.
+    anomalib 2.7 has no other way: ``val_split_mode: synthetic`` and ``test_split_mode: synthetic`` always use its own
+    Perlin noise. Within the context this generator makes the defects instead.
 
     Args:
         generator (DiffusionAnomalyGenerator): Generator.
 
     Yields:
-        None: Set up the datamodule meanwhile.
+        None: Set up the datamodule within the context.
 
     Example:
         >>> from anomalib.data import Folder

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
-from anomalib_ddpm_st.signals import preserved_signal_stack
+from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,6 @@
 
 from .lightning_model import DdpmSt
 from .loss import DdpmStLoss
-from .torch_model import DdpmStModel
+from .torch_model import DdpmStModel, build_model
 
-__all__ = ["DdpmSt", "DdpmStLoss", "DdpmStModel"]
+__all__ = ["DdpmSt", "DdpmStLoss", "DdpmStModel", "build_model"]

@@ -1,28 +1,27 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Augmentation of training images: what varies from one good part to the next, and leaves it good.
+"""Augmentation of training images: what varies between good parts.
 
-Flips and quarter turns: a surface or a part that lies freely may be turned; a part that is always mounted one way may
-not, since a turned one is a defect there. The normal images tell which: where orientations vary, a turned image has a
-normal image near that is turned alike; where they do not, it is as far from all of them as normal images are from each
-other. This is for few images. Enough of them show all poses themselves; turned ones, with the light from another side,
-would only blur what is normal.
+Flips and quarter turns: a surface, or a part that can lie in any orientation, may be rotated; a part that is always
+mounted the same way must not, since a rotated one is a defect there. The normal images tell which: if orientations
+vary, a rotated image resembles another normal image; if not, it is as far from all of them as two normal images are
+from each other.
 
-Small changes of pose and brightness: every part lies a little differently under the camera. Without them the student
-learns a few hundred normal images by heart, and takes those that it has not seen for defective.
-
-Blends of two normal images, on surfaces: what a surface shows differs from place to place without end, so that blends
-are normal, too, and new. A part in two poses at once is none.
+Small changes of pose and brightness: every part lies slightly differently under the camera. Without them the student
+memorises a few hundred normal images and calls new ones defective.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from anomalib_ddpm_st.images import evenly, randomly_posed
-from anomalib_ddpm_st.synthesis.masks import foreground_mask, is_surface
+from anomalib_ddpm_st.core.geometry import flip_rotate, random_affine
+from anomalib_ddpm_st.core.images import evenly_spaced
+
+Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 
 # Each element of the symmetry group of the square: transpose, then flip rows, then flip columns.
 SYMMETRIES = tuple((transpose, rows, columns) for transpose in (0, 1) for rows in (0, 1) for columns in (0, 1))
@@ -32,99 +31,44 @@ TYPICAL_QUANTILE = 0.25
 MAX_QUERIES = 48
 MAX_REFERENCES = 256
 MIN_REFERENCES = 3
-# From so many normal images on, none is turned.
-ENOUGH_IMAGES = 100
 BATCH_SIZE = 16
 
-# Largest changes of :func:`vary`.
+# Largest changes of :func:`jitter_pair`.
 ROTATION = 4.0
 SCALE = 0.06
 SHIFT = 0.04
 GAIN = 0.15
 OFFSET = 0.05
-MOVED_SHARE = 0.5
-# Share of images that :func:`mix` blends.
-MIXED_SHARE = 0.5
+P_MOVED = 0.5
 
 
-def turn(images: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
-    """Flip and turn each image of a batch by its own element of the symmetry group, without interpolation.
-
-    Args:
-        images (torch.Tensor): Images of shape ``(B, C, H, W)``; ``H = W`` for elements that transpose.
-        elements (torch.Tensor): Rows of ``SYMMETRIES``, boolean of shape ``(B, 3)``.
-
-    Returns:
-        torch.Tensor: Images of the same shape.
-    """
-    transpose, rows, columns = elements[:, :, None, None, None].unbind(dim=1)
-    if images.shape[-2] == images.shape[-1]:
-        images = torch.where(transpose, images.transpose(-1, -2), images)
-    images = torch.where(rows, images.flip(-2), images)
-    return torch.where(columns, images.flip(-1), images)
-
-
-def vary(
+def jitter_pair(
     images: torch.Tensor,
     augmented: torch.Tensor,
     masks: torch.Tensor,
-    strength: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Change pose and brightness a little, of an image, of its copy with defects and of their mask alike.
+    """Slightly change pose and brightness of images, and in the same way of their copies with defects and the masks.
 
-    At full strength: gain within 15 %, offset within 0.05; and of half of the images, since moving costs sharpness,
-    rotation within 4 degrees, size within 6 % and place within 4 % of each side.
+    The gain changes by up to 15 % and the offset by up to 0.05. Every second image, since interpolation costs
+    sharpness, is rotated by up to 4 degrees, scaled by up to 6 % and shifted by up to 4 % of each side.
 
     Args:
         images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
         augmented (torch.Tensor): The same images with defects.
         masks (torch.Tensor): Masks of the defects, 0 or 1, of shape ``(B, 1, H, W)``.
-        strength (float): Factor of all changes. Defaults to ``1.0``.
 
     Returns:
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]: The three, changed.
     """
-    if strength == 0:
-        return images, augmented, masks
     count, device = len(images), images.device
-    moved = torch.rand(count, device=device) < MOVED_SHARE
+    moved = torch.rand(count, device=device) < P_MOVED
     if moved.any():
         stacked = torch.cat([images, augmented, masks], dim=1)
-        stacked[moved] = randomly_posed(stacked[moved], strength * ROTATION, strength * SCALE, strength * SHIFT)
+        stacked[moved] = random_affine(stacked[moved], ROTATION, SCALE, SHIFT)
         images, augmented, masks = stacked[:, :3], stacked[:, 3:6], (stacked[:, 6:] > 0.5).to(masks.dtype)
-    gain, offset = strength * (2 * torch.rand(2, count, 1, 1, 1, device=device) - 1)
+    gain, offset = 2 * torch.rand(2, count, 1, 1, 1, device=device) - 1
     images, augmented = ((part * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1) for part in (images, augmented))
     return images, augmented, masks
-
-
-def mix(images: torch.Tensor, share: float) -> torch.Tensor:
-    """Blend half of the images of a batch with the image before them (mixup, Zhang et al., 2018).
-
-    All are normal, so that there are no labels to blend.
-
-    Args:
-        images (torch.Tensor): Normal images of shape ``(B, 3, H, W)``.
-        share (float): Largest share of the other image, in [0, 1].
-
-    Returns:
-        torch.Tensor: Images of the same shape.
-    """
-    chosen, opacity = torch.rand(2, len(images), 1, 1, 1, device=images.device)
-    weights = share * opacity * (chosen < MIXED_SHARE)
-    return images.lerp(images.roll(1, dims=0), weights.to(images.dtype))
-
-
-def show_surface(images: torch.Tensor) -> bool:
-    """Whether most images show nothing but a surface, rather than an object that lies on a plain background.
-
-    Args:
-        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
-
-    Returns:
-        bool: Whether they do.
-    """
-    surfaces = [is_surface(foreground_mask(batch.float() / 255)) for batch in images.split(BATCH_SIZE)]
-    return bool(torch.cat(surfaces).float().mean() > 0.5)
 
 
 def allowed_symmetries(
@@ -134,30 +78,30 @@ def allowed_symmetries(
 ) -> tuple[torch.Tensor, list[float]]:
     """Find the flips and quarter turns under which normal images still look normal.
 
-    Images are compared by their features, averaged on a 4 x 4 layout. The distance of an element is the median
-    distance of turned images to the nearest *other* normal image, on a scale where 0 is that of the images as they are
-    and 1 the lower quartile of the distances of two normal images (a quartile, since variants of a part, each in the
-    same pose, would enlarge the median).
+    Images are compared by their features, averaged over a 4 x 4 layout. The distance of an element is the median
+    distance of images transformed by it to the nearest *other* normal image, on a scale on which 0 is the distance of
+    the untransformed images and 1 the lower quartile of the distances of two normal images (a quartile, since variants
+    of a part, each in the same pose, would increase the median).
 
     Args:
-        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``; at least three, or none but the
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``; with fewer than three only the
             identity is allowed.
-        features (Callable[[torch.Tensor], list[torch.Tensor]]): Features by level of images of shape
+        features (Callable[[torch.Tensor], list[torch.Tensor]]): Returns features by level of images of shape
             ``(B, 3, H, W)`` with values in [0, 1], such as the teacher's.
         max_distance (float): Largest distance that is allowed. Defaults to ``0.8``.
 
     Returns:
         tuple[torch.Tensor, list[float]]: Allowed rows of ``SYMMETRIES``, boolean of shape ``(A, 3)``, the identity
-        first; and the distance of each element, ``inf`` where it does not fit the shape of the images.
+        first; and the distance of each element, ``inf`` if it does not fit the shape of the images.
     """
-    references = evenly(len(images), MAX_REFERENCES)
-    queries = evenly(len(references), MAX_QUERIES)
+    references = evenly_spaced(len(images), MAX_REFERENCES)
+    queries = evenly_spaced(len(references), MAX_QUERIES)
 
     def embed(indices: torch.Tensor, element: tuple[int, int, int]) -> torch.Tensor:
         elements = torch.tensor([element], dtype=torch.bool)
         parts = []
         for batch in indices.split(BATCH_SIZE):
-            levels = features(turn(images[batch].float() / 255, elements.expand(len(batch), -1)))
+            levels = features(flip_rotate(images[batch].float() / 255, elements.expand(len(batch), -1)))
             pooled = (functional.adaptive_avg_pool2d(level.float(), LAYOUT_SIZE).flatten(1) for level in levels)
             parts.append(torch.cat([functional.normalize(level, dim=1) for level in pooled], dim=1))
         return torch.cat(parts)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Export of DdpmSt, where it differs from anomalib's."""
+"""Export of DdpmSt: what differs from anomalib's export."""
 
 import tempfile
 from pathlib import Path
@@ -13,11 +13,13 @@ from anomalib.deploy import CompressionType
 from anomalib.metrics import F1Score
 from torchmetrics import Metric
 
-from anomalib_ddpm_st.images import load_normal_images
-from anomalib_ddpm_st.signals import preserved_signal_stack
+from anomalib_ddpm_st.core.config import check_number
+from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
 from anomalib_ddpm_st.synthesis.preparation import normal_paths
 
-from .quantization import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
+from .components import DEFAULT_IMAGE_SIZE
+from .openvino import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 
 ONNX_OPSET = 18
 
@@ -28,7 +30,7 @@ else:
 
 
 class ExportMixin(Base):
-    """Export methods, to be put before ``AnomalibModule`` among the bases of a model."""
+    """Export methods; comes before ``AnomalibModule`` in the bases of a model."""
 
     def to_onnx(  # type: ignore[override]
         self,
@@ -37,7 +39,7 @@ class ExportMixin(Base):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Path:
-        """Export to ONNX, by default in the opset that the exporter writes without conversion.
+        """Export to ONNX, by default with the opset that the exporter writes without conversion.
 
         Args:
             export_root (Path | str): Folder to write to.
@@ -67,8 +69,8 @@ class ExportMixin(Base):
     ) -> Path:
         """Export to OpenVINO.
 
-        INT8 is calibrated with normal images of the training set, half of them with synthetic defects. anomalib itself
-        would take the validation set, whose images do not fit a model of fixed input size.
+        INT8 is calibrated with normal images of the training set, half of them with synthetic defects. anomalib
+        would use the validation set, whose images do not fit a model with a fixed input size.
 
         Args:
             export_root (Path | str): Folder to write to.
@@ -76,9 +78,9 @@ class ExportMixin(Base):
             input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
                 resizes them itself. ``None`` for any.
             compression_type (CompressionType | None): ``FP16`` or ``INT8`` weights, or ``INT8_PTQ`` or ``INT8_ACQ``
-                throughout. ``None`` for 32 bit.
+                for weights and activations. ``None`` for FP32.
             datamodule (AnomalibDataModule | None): Data for ``INT8_PTQ``, and with a validation set for ``INT8_ACQ``.
-            metric (Metric | None): Metric that ``INT8_ACQ`` keeps; by default the F1 score of images.
+            metric (Metric | None): Metric that ``INT8_ACQ`` preserves; by default the image F1 score.
             task (TaskType | None): As in anomalib.
             max_drop (float): How much worse the metric may be. Defaults to ``0.01``.
             ov_kwargs (dict[str, Any] | None): Arguments of ``openvino.convert_model``.
@@ -96,11 +98,9 @@ class ExportMixin(Base):
         if compression_type not in quantized:
             return super().to_openvino(export_root, model_file_name, *arguments, *further)
         if datamodule is None:
-            msg = f"{compression_type} needs images to calibrate with: give the datamodule of the training."
+            msg = f"{compression_type} needs images for calibration: pass the datamodule of the training."
             raise ValueError(msg)
-        if not 0 <= max_drop <= 1:
-            msg = f"max_drop must lie in [0, 1], but is {max_drop}."
-            raise ValueError(msg)
+        check_number("max_drop", max_drop, 0, 1)
         datamodule.setup("fit")
         validation_data = getattr(datamodule, "val_data", None)
         if compression_type == CompressionType.INT8_ACQ and not validation_data:
@@ -108,7 +108,7 @@ class ExportMixin(Base):
             raise ValueError(msg)
         import openvino  # an extra, as in anomalib
 
-        size = input_size or self.input_size or (256, 256)
+        size = input_size or self.input_size or DEFAULT_IMAGE_SIZE
         images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
         with tempfile.TemporaryDirectory() as work_dir:
             path = super().to_openvino(work_dir, model_file_name, *arguments, *further)

@@ -3,131 +3,80 @@
 
 """DdpmSt: diffusion-made defects and an asymmetric student-teacher detector (arXiv:2604.19240)."""
 
-import logging
-import math
 import time
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch
-from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
+from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_ddpm_st.cache import default_cache_dir
-from anomalib_ddpm_st.images import evenly, find_transform, load_normal_images
-from anomalib_ddpm_st.progress import progress
-from anomalib_ddpm_st.synthesis.bank import DEFAULT_DETAIL, DEFAULT_START, DEFAULT_STRENGTH, check_bank_settings
-from anomalib_ddpm_st.synthesis.generator import DEFAULT_CONTRAST, SOURCES, DiffusionAnomalyGenerator, Synthesis
-from anomalib_ddpm_st.synthesis.preparation import (
-    normal_paths,
-    prepare_bank,
-    prepare_diffusion,
-    trainer_arguments_for,
-)
+from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
+from anomalib_ddpm_st.core.geometry import flip_rotate
+from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.optimization import one_cycle_adamw
+from anomalib_ddpm_st.diffusion import DiffusionConfig
+from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_bank
 
-from .augmentation import ENOUGH_IMAGES, MAX_REFERENCES, SYMMETRIES, allowed_symmetries, mix, show_surface, turn, vary
+from .augmentation import MAX_REFERENCES, Augmentation, jitter_pair
+from .components import DEFAULT_IMAGE_SIZE, make_evaluator, make_pre_processor, refuse_normalize
 from .export import ExportMixin
 from .loss import DdpmStLoss
-from .memory import NormalMemory
-from .torch_model import DEFAULT_MEMORY_SIZE, DEFAULT_MEMORY_WEIGHT, DdpmStModel, EncoderStudent, HeadInput, StudentKind
+from .memory_bank import DEFAULT_SIZE
+from .normal_reference import NormalReference
+from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
 
-logger = logging.getLogger(__name__)
-
-Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 GRADIENT_CLIP_NORM = 1.0
-MAX_VARIATION = 3.0
-MAX_MIXUP = 0.5
-MEMORY_BATCH_SIZE = 16
-SCALE_IMAGES = 48
+# Fraction of the schedule in which the learning rate rises.
+WARM_UP = 0.1
 
 
 class DdpmSt(ExportMixin, AnomalibModule):
     """Detector trained on defects that a perturbed DDPM of normal images makes.
 
     Three stages run in one ``Engine.fit``: a DDPM learns the normal images, its perturbed sampling fills a bank of
-    defect textures (both kept in a cache and used again), and an asymmetric student-teacher network with a
-    segmentation head learns to find the defects. Only the last stage is part of checkpoints and exported models.
+    defect textures (both are cached and reused), and an asymmetric student-teacher network with a segmentation head
+    learns to find the defects. Only the last stage is part of checkpoints and exported models.
 
     Args:
-        backbone (str): Name of the timm CNN that the teacher is. Defaults to ``"resnet18"``.
+        backbone (str): Name of the timm CNN that serves as teacher. Defaults to ``"resnet18"``.
         layers (list[str] | None): Layers whose features are compared, from fine to coarse. ``None`` takes ``layer1``
             to ``layer3``. Defaults to ``None``.
         teacher_weights (str | None): Local file (.pth or .safetensors) with the weights of the backbone. ``None``
-            asks timm's hub when training starts. Defaults to ``None``.
-        pre_trained (bool): Use pre-trained weights; ``False`` leaves teacher and student random, for tests.
+            downloads them from timm's hub when training starts. Defaults to ``None``.
+        pre_trained (bool): Use pre-trained weights; ``False`` leaves the teacher random, for tests.
             Defaults to ``True``.
-        synthesis (Synthesis): Where defects come from: ``"diffusion"``, textures of the DDPM; ``"self_texture"``, tiles
-            of the image itself in another order, which needs no DDPM; ``"mixture"``, half of each; ``"noise"``, plain
-            colours with noise; ``"none"``, no defects. Defaults to ``"mixture"``.
+        diffusion (DiffusionConfig | dict | None): Training of the DDPM (stage 1). Defaults to ``None``, the defaults of
+            :class:`~anomalib_ddpm_st.DiffusionConfig`.
+        bank (BankConfig | dict | None): Sampling of the bank of defect textures (stage 2). Defaults to ``None``, the
+            defaults of :class:`~anomalib_ddpm_st.BankConfig`.
+        defects (DefectConfig | dict | None): Defects in the training images of the detector (stage 3). Defaults to
+            ``None``, the defaults of :class:`~anomalib_ddpm_st.DefectConfig`.
         diffusion_path (str | None): Folder of a trained DDPM (``anomalib-ddpm-st diffusion``). ``None`` trains one.
             Defaults to ``None``.
         cache_dir (str | None): Folder for trained DDPMs and texture banks. ``None`` takes the user's cache folder.
             Defaults to ``None``.
-        diffusion_steps (int): Training steps of the DDPM, of eight images each. Defaults to ``1000``.
-        bank_size (int): Number of textures in the bank. Defaults to ``256``.
-        perturbation (Literal["constant", "scaled"]): Kind of perturbation of the reverse steps.
-            Defaults to ``"constant"``.
-        strength (list[float] | None): Range of the strength of the perturbation. ``None`` takes ``[0.3, 2.0]``.
-            Defaults to ``None``.
-        start (list[int] | None): Range of the timestep that normal images are noised to before they are sampled
-            again. ``None`` takes ``[200, 600]``. Defaults to ``None``.
-        sampling_steps (int): Number of reverse steps of a sample. Defaults to ``10``.
-        from_noise (float): Share of textures that are sampled from pure noise instead of a normal image.
-            Defaults to ``0.0``.
-        inpaint (bool): Perturb within Perlin masks alone while sampling, instead of everywhere. Defaults to ``False``.
-        detail (list[float] | None): Range of the share of fine detail that a texture gets back from its normal image.
-            ``None`` takes ``[0.0, 1.0]``. Defaults to ``None``.
-        contrast (list[float] | None): Range of the largest change that a texture of the bank makes at least, in units
-            of the surface's own contrast. ``None`` takes ``[3.0, 16.0]``. Defaults to ``None``.
-        contour (float): Share of textures whose masks are shaped by the sampled change. Defaults to ``0.0``.
-        local (float): Share of masks that are limited to a small elliptic window. Defaults to ``0.5``.
-        filled (float): Share of these windows that are filled, with no Perlin mask. Defaults to ``0.5``.
-        soft (float): Share of masks with blurred edges. Defaults to ``0.5``.
-        displacement (float): Share of textures that are not blended in place: moved and flipped on objects, rotated and
-            enlarged or shrunk on surfaces. Defaults to ``0.5``.
-        jitter (float): Share of textures whose contrast and brightness are changed. Defaults to ``0.5``.
-        anomaly_probability (float): Share of training images that get a defect. Defaults to ``0.75``.
-        blend_factor (list[float] | None): Range of the opacity of textures. ``None`` takes ``[0.5, 1.0]``.
-            Defaults to ``None``.
-        foreground (Literal["auto", "off"]): Keep defects on an object that lies on a plain background, or put them
-            anywhere. Defaults to ``"auto"``.
-        augmentation (Augmentation): Flips and quarter turns of training images: ``"auto"`` finds out from fewer than
-            100 normal images which of them still look normal, and takes none with 100 or more, which show the poses of
-            the part themselves; ``"flips_and_turns"``, ``"flips"`` and ``"none"`` say so. Defaults to ``"auto"``.
-        variation (float): Strength of small changes of pose and brightness of training images, ``0`` for none. At 1
-            they are within 4 degrees, 6 % of size, 4 % of place, 15 % of contrast and 0.05 of brightness.
-            Defaults to ``1.0``.
-        mixup (float): Largest share of another normal image that is blended into half of the training images where
-            these show a surface, ``0`` for none; objects are not blended. Defaults to ``0.0``.
-        training_steps (int): Length of the schedule of the detector. A smaller ``max_epochs`` or ``max_steps`` of the
+        augmentation (Augmentation): Flips and quarter turns of training images. ``"auto"`` finds out from fewer than
+            100 normal images which of them still look normal, and uses none with 100 or more, which show the poses of
+            the part themselves; ``"flips_and_turns"``, ``"flips"`` and ``"none"`` override this.
+            Defaults to ``"auto"``.
+        training_steps (int): Length of the detector's schedule. A smaller ``max_epochs`` or ``max_steps`` of the
             Trainer ends it sooner. Defaults to ``6000``.
         learning_rate (float): Peak learning rate. Defaults to ``4e-3``.
-        encoder_learning_rate (float): Peak learning rate of the encoder of an ``"encoder"`` student.
-            Defaults to ``2e-4``.
-        segmentation_weight (float): Weight of the segmentation loss against the cosine loss. Defaults to ``1.0``.
-        distance_weight (float): Share of the cosine distance to the student in what of the anomaly map the memory
-            leaves; the rest is the segmentation. Defaults to ``0.5``.
-        memory_size (int): Number of normal features of each level that the memory holds. Defaults to ``1024``.
-        memory_weight (float): Share of the distance to the memory of normal features in the anomaly map; with 0 there
-            is no memory. With the default, a third, the three have equal shares.
-        top_k (int): Number of pixels whose mean is the score of a component; the score of an image is the mean of
-            these, weighted by their shares in the map over their spread among normal images. Defaults to ``100``.
-        student (StudentKind): ``"reverse"`` restores the teacher's features of the normal image from its features of
-            the defective one, ``"encoder"`` has an encoder of its own, ``"symmetric"`` is a copy of the teacher's
-            architecture. Defaults to ``"reverse"``.
-        head_input (HeadInput): What the segmentation head sees: the ``"product"`` of the directions of the teacher's
-            and the student's features, their cosine ``"distance"``, or ``"both"``. Defaults to ``"product"``.
+        memory_size (int): Number of normal features of each level in the memory bank. More of them slow down inference.
+            Defaults to ``1024``.
+        top_k (int): Number of pixels whose mean is the score of a component; smaller images need fewer.
+            Defaults to ``100``.
         pre_processor (PreProcessor | bool, optional): Pre-processor or flag to use the default, a resize to 256 x 256
             pixels. It must not normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
         post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default.
@@ -136,7 +85,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         visualizer (Visualizer | bool, optional): Visualizer or flag to use the default. Defaults to ``True``.
 
     Raises:
-        FileNotFoundError: If ``teacher_weights`` names no file.
+        FileNotFoundError: If the file ``teacher_weights`` does not exist.
         ValueError: If the backbone is unknown, weights do not fit, a setting is out of its range or the pre-processor
             normalises.
 
@@ -144,7 +93,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         >>> from anomalib.data import MVTecAD
         >>> from anomalib.engine import Engine
         >>> from anomalib_ddpm_st import DdpmSt
-        >>> Engine().train(DdpmSt(), datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
+        >>> model = DdpmSt(diffusion={"training_steps": 500}, bank={"size": 128}, training_steps=1000)
+        >>> Engine().train(model, datamodule=MVTecAD(category="bottle"))  # doctest: +SKIP
     """
 
     def __init__(
@@ -153,41 +103,16 @@ class DdpmSt(ExportMixin, AnomalibModule):
         layers: list[str] | None = None,
         teacher_weights: str | None = None,
         pre_trained: bool = True,
-        synthesis: Synthesis = "mixture",
+        diffusion: DiffusionConfig | dict | None = None,
+        bank: BankConfig | dict | None = None,
+        defects: DefectConfig | dict | None = None,
         diffusion_path: str | None = None,
         cache_dir: str | None = None,
-        diffusion_steps: int = 1000,
-        bank_size: int = 256,
-        perturbation: Literal["constant", "scaled"] = "constant",
-        strength: list[float] | None = None,
-        start: list[int] | None = None,
-        sampling_steps: int = 10,
-        from_noise: float = 0.0,
-        inpaint: bool = False,
-        detail: list[float] | None = None,
-        contrast: list[float] | None = None,
-        contour: float = 0.0,
-        local: float = 0.5,
-        filled: float = 0.5,
-        soft: float = 0.5,
-        displacement: float = 0.5,
-        jitter: float = 0.5,
-        anomaly_probability: float = 0.75,
-        blend_factor: list[float] | None = None,
-        foreground: Literal["auto", "off"] = "auto",
         augmentation: Augmentation = "auto",
-        variation: float = 1.0,
-        mixup: float = 0.0,
         training_steps: int = 6000,
         learning_rate: float = 4e-3,
-        encoder_learning_rate: float = 2e-4,
-        segmentation_weight: float = 1.0,
-        distance_weight: float = 0.5,
-        memory_size: int = DEFAULT_MEMORY_SIZE,
-        memory_weight: float = DEFAULT_MEMORY_WEIGHT,
-        top_k: int = 100,
-        student: StudentKind = "reverse",
-        head_input: HeadInput = "product",
+        memory_size: int = DEFAULT_SIZE,
+        top_k: int = DEFAULT_TOP_K,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -199,102 +124,43 @@ class DdpmSt(ExportMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self._refuse_normalize()
-        if synthesis not in get_args(Synthesis):
-            msg = f"Unknown synthesis '{synthesis}': choose one of {', '.join(get_args(Synthesis))}."
-            raise ValueError(msg)
-        self.pre_trained = pre_trained
-        self.synthesis = synthesis
-        self.diffusion_path = diffusion_path
-        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
-        self.diffusion_settings = {"training_steps": diffusion_steps, "seed": 0}
-        strength = strength or list(DEFAULT_STRENGTH)
-        start = start or list(DEFAULT_START)
-        detail = detail or list(DEFAULT_DETAIL)
-        self.bank_settings = {
-            "size": bank_size,
-            "perturbation": perturbation,
-            "strength": strength,
-            "start": start,
-            "num_inference_steps": sampling_steps,
-            "from_noise": from_noise,
-            "inpaint": inpaint,
-            "detail": detail,
-        }
-        self.generator_settings: dict[str, Any] = {
-            "probability": 0.0 if synthesis == "none" else anomaly_probability,
-            "sources": SOURCES[synthesis],
-            "contrast": list(contrast or DEFAULT_CONTRAST),
-            "contour": contour,
-            "local": local,
-            "filled": filled,
-            "soft": soft,
-            "displacement": displacement,
-            "jitter": jitter,
-            "blend_factor": list(blend_factor or (0.5, 1.0)),
-            "foreground": foreground,
-        }
+        refuse_normalize(self.pre_processor)
         # Settings are checked now, not after stage 1.
-        check_bank_settings(perturbation, strength, start, from_noise, detail)
-        DiffusionAnomalyGenerator(None, **{**self.generator_settings, "sources": None})
-        if augmentation not in get_args(Augmentation):
-            msg = f"Unknown augmentation '{augmentation}': choose one of {', '.join(get_args(Augmentation))}."
-            raise ValueError(msg)
-        self.augmentation = augmentation
-        if not 0 <= variation <= MAX_VARIATION:
-            msg = f"variation must lie in [0, {MAX_VARIATION}], but is {variation}."
-            raise ValueError(msg)
-        self.variation = variation
-        if not 0 <= mixup <= MAX_MIXUP:
-            msg = f"mixup must lie in [0, {MAX_MIXUP}], but is {mixup}."
-            raise ValueError(msg)
-        self.mixup = mixup
-        self.symmetries: torch.Tensor | None = None
+        self.diffusion = as_config(DiffusionConfig, diffusion)
+        self.bank = as_config(BankConfig, bank)
+        self.defects = as_config(DefectConfig, defects)
+        # Checkpoints hold plain data alone.
+        self.hparams.update({name: asdict(getattr(self, name)) for name in ("diffusion", "bank", "defects")})
+        check_choice("augmentation", augmentation, get_args(Augmentation))
+        check_integer("training_steps", training_steps, 1)
+        check_positive("learning_rate", learning_rate)
+        self.pre_trained = pre_trained
+        self.diffusion_path = diffusion_path
+        self.cache_dir = cache_dir
+        self.augmentation: Augmentation = augmentation
         self.training_steps = training_steps
         self.learning_rate = learning_rate
-        self.encoder_learning_rate = encoder_learning_rate
 
-        self.model: DdpmStModel = DdpmStModel(
-            backbone=backbone,
-            layers=layers or ("layer1", "layer2", "layer3"),
-            top_k=top_k,
-            distance_weight=distance_weight,
-            memory_size=memory_size,
-            memory_weight=memory_weight,
-            student=student,
-            head_input=head_input,
+        self.model: DdpmStModel = build_model(
+            backbone,
+            layers or ("layer1", "layer2", "layer3"),
+            memory_size,
+            top_k,
         )
         if teacher_weights is not None:
-            self.model.load_teacher_weights(teacher_weights)
-        self.loss: DdpmStLoss = DdpmStLoss(segmentation_weight)
+            self.model.teacher.load_weights(teacher_weights)
+        self.loss: DdpmStLoss = DdpmStLoss()
         self.generator: DiffusionAnomalyGenerator | None = None
+        self.reference: NormalReference | None = None
         self.stage_seconds: dict[str, float] = {}
         self.diffusion_dir: Path | None = None
         self.bank_dir: Path | None = None
         self._train_start = 0.0
-        self._scale_images: torch.Tensor | None = None
-        self._mixes = False
-        self._calibrated_step = -1
-        self._last_step = float("inf")
-
-    @property
-    def needs_bank(self) -> bool:
-        """Whether training needs textures of a DDPM."""
-        return "bank" in SOURCES[self.synthesis]
-
-    def _refuse_normalize(self) -> None:
-        """Images must reach the model in [0, 1]; normalised twice, training would fail without a word."""
-        transform = getattr(self.pre_processor, "transform", None)
-        if find_transform(transform, Normalize) is not None:
-            msg = (
-                "DdpmSt normalises images itself, by the statistics of its backbone: take Normalize out of the "
-                "transform of the pre-processor."
-            )
-            raise ValueError(msg)
+        self._last_step = training_steps
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "DdpmSt":  # type: ignore[override]
-        """Load a trained model; it holds the weights of the teacher, so no weight file or hub is needed.
+        """Load a trained model; it holds the weights of the teacher, so no weight file or download is needed.
 
         Args:
             checkpoint_path (str | Path): Path of the checkpoint.
@@ -311,9 +177,9 @@ class DdpmSt(ExportMixin, AnomalibModule):
     # Stages 1 and 2
 
     def prepare_data(self) -> None:
-        """Train the DDPM and fill the bank of textures, where the cache does not hold them yet."""
+        """Train the DDPM and fill the bank of textures, unless the cache holds them already."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if self.trainer.state.fn != TrainerFn.FITTING or not self.needs_bank:
+        if self.trainer.state.fn != TrainerFn.FITTING or not self.defects.needs_bank:
             return
         if isinstance(datamodule, AnomalibDataModule):
             try:
@@ -321,249 +187,138 @@ class DdpmSt(ExportMixin, AnomalibModule):
             except FileNotFoundError as error:
                 msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
                 raise FileNotFoundError(msg) from error
-            self.bank_dir = self._prepare_bank(datamodule.train_data)
+            self._prepare_bank(datamodule.train_data)
 
-    def _prepare_bank(self, dataset: Dataset) -> Path:
-        """Folder of the bank of textures for a training set."""
+    def _prepare_bank(self, dataset: Dataset) -> None:
+        """Prepare the bank of textures of a training set."""
         samples = getattr(dataset, "samples", None)
         if samples is None:
             msg = (
                 "DdpmSt reads its normal images from an anomalib datamodule or dataset, but was given a "
-                f"{type(dataset).__name__}: wrap the images in anomalib.data.Folder, or set synthesis='self_texture'."
+                f"{type(dataset).__name__}: wrap the images in anomalib.data.Folder, or set defects.source to "
+                "'self_texture'."
             )
             raise TypeError(msg)
-        images = load_normal_images(normal_paths(samples), self.input_size or (256, 256))
-        device = self.trainer.strategy.root_device
-        precision = str(self.trainer.precision)
-        start = time.perf_counter()
-        diffusion_path = self.diffusion_path or prepare_diffusion(
-            images,
+        prepared = prepare_bank(
+            normal_paths(samples),
+            self.input_size or DEFAULT_IMAGE_SIZE,
+            self.bank,
+            self.diffusion,
+            self.diffusion_path,
             self.cache_dir,
-            self.diffusion_settings,
-            **trainer_arguments_for(device),
-            precision=precision,
+            self.trainer.strategy.root_device,
+            str(self.trainer.precision),
+            min_images=2,
         )
-        self.diffusion_dir = Path(diffusion_path)
-        middle = time.perf_counter()
-        bank_dir = prepare_bank(
-            images,
-            diffusion_path,
-            self.cache_dir,
-            self.bank_settings,
-            device,
-            mixed_precision=precision == "bf16-mixed",
-        )
-        self.stage_seconds.update(diffusion=middle - start, bank=time.perf_counter() - middle)
-        return bank_dir
+        self.diffusion_dir, self.bank_dir = prepared.diffusion_dir, prepared.bank_dir
+        self.stage_seconds.update(prepared.seconds)
 
     # ---------------------------------------------------------------------------------------------------------------
     # Stage 3
 
     def setup(self, stage: str) -> None:
-        """Load the weights of the teacher from the hub, where neither a file nor a checkpoint gave them.
+        """Download the weights of the teacher, if neither a file nor a checkpoint provided them.
 
         Args:
             stage (str): ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
 
         Raises:
-            ConnectionError: If the weights cannot be had from the hub.
+            ConnectionError: If the weights could not be downloaded.
         """
-        has_weights = bool(self.model.teacher.has_weights)
         if stage == "fit":
-            if self.pre_trained and not has_weights:
-                self.model.load_teacher_weights()
+            if self.pre_trained and not bool(self.model.teacher.has_weights):
+                self.model.teacher.load_weights()
             self.model.to(memory_format=torch.channels_last)
-            # Lightning keeps the modes it finds: teacher and encoder must be put into theirs.
+            # Lightning keeps the mode of each module: the teacher must be put into its own.
             self.model.train()
 
     def on_train_start(self) -> None:
-        """Make the generator of defects for the training set, and fill the memory of normal features."""
+        """Make the generator of defects for the training set, and fill the memory bank."""
         dataset = cast("DataLoader", self.trainer.train_dataloader).dataset
-        if self.needs_bank and self.bank_dir is None:
-            self.bank_dir = self._prepare_bank(dataset)
-        self.generator = DiffusionAnomalyGenerator(self.bank_dir, **self.generator_settings)
-        images = self._look_at(dataset)
-        self._mixes = self.mixup > 0 and self._scale_images is not None and show_surface(self._scale_images)
+        if self.defects.needs_bank and self.bank_dir is None:
+            self._prepare_bank(dataset)
+        self.generator = DiffusionAnomalyGenerator(self.bank_dir, self.defects)
+        images = self._reference_images(dataset)
+        self.reference = NormalReference(self.model, images, self.augmentation)
         start = time.perf_counter()
-        memory = self.model.memory
+        memory_bank = self.model.memory_bank
         # A resumed training has its own already.
-        if memory is not None and not (memory.is_filled and self.trainer.ckpt_path is not None):
-            self._fill_memory(memory, images)
+        if memory_bank is None or not (memory_bank.is_filled and self.trainer.ckpt_path is not None):
+            self.reference.fill_memory_bank(images)
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
-    def _look_at(self, dataset: Dataset) -> torch.Tensor | None:
-        """Find out what is normal in a training set: how parts may lie, and images to calibrate the scores with."""
-        images = self._reference_images(dataset)
-        self.symmetries = self._symmetries(images)
-        self._scale_images, self._calibrated_step = None, -1
-        if images is not None:
-            indices = evenly(len(images), SCALE_IMAGES)
-            self._scale_images = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
-        return images
-
     def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:
-        """Normal images that show what is normal, ``uint8`` of shape ``(N, 3, H, W)``.
-
-        ``None`` for a dataset without paths.
-        """
+        """Normal images of a training set, ``uint8`` of shape ``(N, 3, H, W)``; ``None`` if it has no paths."""
         samples = getattr(dataset, "samples", None)
         if samples is None:
             return None
-        return load_normal_images(normal_paths(samples), self.input_size or (256, 256), MAX_REFERENCES)
-
-    def _symmetries(self, images: torch.Tensor | None) -> torch.Tensor:
-        """Flips and quarter turns to train with, boolean of shape ``(A, 3)``."""
-        if self.augmentation != "auto":
-            allowed = {"none": SYMMETRIES[:1], "flips": SYMMETRIES[:4], "flips_and_turns": SYMMETRIES}
-            return torch.tensor(allowed[self.augmentation], dtype=torch.bool, device=self.device)
-        if images is None or len(images) >= ENOUGH_IMAGES:
-            return torch.tensor(SYMMETRIES[:1], dtype=torch.bool, device=self.device)
-        symmetries, distances = allowed_symmetries(images, lambda batch: self._features(batch)[-2:])
-        named = ", ".join(f"{distance:.2f}" for distance in distances)
-        logger.info("Training with %d of %d flips and turns (distances %s).", len(symmetries), len(SYMMETRIES), named)
-        return symmetries.to(self.device)
-
-    def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Teacher's features of images of shape ``(B, 3, H, W)`` with values in [0, 1]."""
-        return self.model.teacher(self.model.teacher.normalize(images.to(self.device)))
-
-    def _fill_memory(self, memory: NormalMemory, images: torch.Tensor | None) -> None:
-        """Fill the memory of normal features."""
-        if images is None:
-            logger.warning("The memory of normal features stays empty: the training set is no dataset of anomalib's.")
-            return
-        # Twice as many where images are turned, since then there is more that is normal.
-        indices = torch.arange(len(images)).repeat(min(len(self._unseen_poses), 2))
-        batches = indices.split(MEMORY_BATCH_SIZE)
-        with torch.no_grad():
-            memory.fill(
-                (self._features(self._posed(images[part])) for part in progress(batches, "Memory of normal features")),
-                (self._features(batch) for batch in self._varied_images()),
-                len(indices),
-            )
-
-    @property
-    def _unseen_poses(self) -> torch.Tensor:
-        """Flips and quarter turns, the identity first, that new parts may show and the normal images need not.
-
-        ``"auto"`` turns images in training only where the normal images show all these poses anyway. There the memory
-        has them as they are: turned by computation, light and threads are not what they are on a turned part.
-        """
-        symmetries = cast("torch.Tensor", self.symmetries).cpu()
-        return symmetries[:1] if self.augmentation == "auto" else symmetries
-
-    def _posed(self, images: torch.Tensor) -> torch.Tensor:
-        """Images with values in [0, 1], as new parts may lie, of ``uint8`` images of shape ``(B, 3, H, W)``."""
-        poses = self._unseen_poses
-        return turn(images.float() / 255, poses[torch.randint(len(poses), (len(images),))])
-
-    def _varied_images(self) -> Iterator[torch.Tensor]:
-        """Batches of normal images that differ from those of the training set a little, as new ones would."""
-        for images in cast("torch.Tensor", self._scale_images).split(MEMORY_BATCH_SIZE):
-            posed = self._posed(images)
-            yield vary(posed, posed, posed[:, :1])[0]
+        return load_normal_images(normal_paths(samples), self.input_size or DEFAULT_IMAGE_SIZE, MAX_REFERENCES)
 
     def calibrate_scores(self, dataset: Dataset, renew_memory: bool = False) -> None:
         """Calibrate the scores by the normal images of a training set, as training does when it ends.
 
-        For weights that were kept along the way: scores are calibrated whenever training validates and when it ends,
-        not at every step. With a new memory a trained model also takes other good parts for normal.
+        Scores are calibrated whenever training validates and when it ends, not at every step; weights that were saved
+        in between need this. With a new memory bank a trained model also accepts other good parts as normal.
 
         Args:
             dataset (Dataset): Training set of an anomalib datamodule.
-            renew_memory (bool): Fill the memory with features of these images first, in place of those that it has.
+            renew_memory (bool): First replace the features in the memory bank by those of these images.
                 Defaults to ``False``.
 
         Raises:
             TypeError: If the dataset has no paths of images.
         """
-        images = self._look_at(dataset)
+        images = self._reference_images(dataset)
         if images is None:
             msg = f"Scores are calibrated by the images of an anomalib dataset, not of a {type(dataset).__name__}."
             raise TypeError(msg)
-        if renew_memory and self.model.memory is not None:
-            self._fill_memory(self.model.memory, images)
-        self._calibrate()
-        self._scale_images = None
-
-    def _calibrate(self) -> None:
-        """Calibrate the scores with the weights of now, and leave the random numbers of training as they were."""
-        if self._scale_images is None:
-            return
-        was_training = self.model.training
-        self.model.eval()
-        with torch.random.fork_rng():
-            self.model.calibrate(batch.to(self.device) for batch in self._varied_images())
-        self.model.train(was_training)
-
-    def _calibrate_once(self) -> None:
-        """Calibrate the scores, if that was not done at this step of training."""
-        if self._calibrated_step != self.trainer.global_step:
-            self._calibrate()
-        self._calibrated_step = self.trainer.global_step
+        reference = NormalReference(self.model, images, self.augmentation)
+        if renew_memory:
+            reference.fill_memory_bank(images)
+        reference.calibrate_scores()
 
     def on_validation_start(self) -> None:
-        """Calibrate the scores while training: thresholds and checkpoints of this validation go by them."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self._calibrate_once()
+        """Calibrate the scores in training: the thresholds and checkpoints of this validation depend on them."""
+        if self.trainer.state.fn == TrainerFn.FITTING and self.reference is not None:
+            self.reference.calibrate_scores(self.trainer.global_step)
 
     def on_train_end(self) -> None:
-        """Note the time that the detector took; calibrate scores if training ended before its schedule."""
-        self._calibrate_once()
-        self._scale_images = None
+        """Record the duration of the stage; calibrate the scores if training ended before its schedule."""
+        cast("NormalReference", self.reference).calibrate_scores(self.trainer.global_step)
+        self.reference = None
         self.stage_seconds["detector"] = time.perf_counter() - self._train_start
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Put defects into a batch of normal images and compute the joint loss.
-
-        Args:
-            batch (Batch): Batch with images of shape ``(B, 3, H, W)`` and values in [0, 1].
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            STEP_OUTPUT: Dictionary with the loss.
-        """
+        """Put defects into a batch of normal images of shape ``(B, 3, H, W)`` and compute the joint loss."""
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
-        if self._mixes:
-            images = mix(images, self.mixup)
         augmented, masks = cast("DiffusionAnomalyGenerator", self.generator)(images)
-        symmetries = cast("torch.Tensor", self.symmetries)
+        symmetries = cast("NormalReference", self.reference).symmetries.to(images.device)
         elements = symmetries[torch.randint(len(symmetries), (len(images),), device=images.device)]
-        # Turned together after the defects are in: textures of the bank belong to images as they are.
-        images, augmented, masks = (turn(part, elements) for part in (images, augmented, masks))
-        images, augmented, masks = vary(images, augmented, masks, self.variation)
+        # Rotated together once the defects are in: textures of the bank belong to unrotated images.
+        images, augmented, masks = (flip_rotate(part, elements) for part in (images, augmented, masks))
+        images, augmented, masks = jitter_pair(images, augmented, masks)
         teacher, student, logits = self.model(augmented, images)
         loss = self.loss(teacher, student, logits, masks)
         self.log("train_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(images))
         return {"loss": loss}
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
-        """Predict a batch.
-
-        Args:
-            batch (Batch): Batch with images of shape ``(B, 3, H, W)`` and values in [0, 1].
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            STEP_OUTPUT: Batch with score and anomaly map.
-        """
+        """Add scores and anomaly maps to a batch with images of shape ``(B, 3, H, W)`` and values in [0, 1]."""
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_train_batch_end(self, *args, **kwargs) -> None:
-        """End training when the schedule is done, with calibrated scores."""
+        """End training when the schedule is complete, with calibrated scores."""
         del args, kwargs
         if self.trainer.global_step >= self._last_step:
-            self._calibrate_once()
+            cast("NormalReference", self.reference).calibrate_scores(self.trainer.global_step)
         if self.trainer.global_step >= self.training_steps:
             self.trainer.should_stop = True
 
     def teardown(self, stage: str) -> None:
-        """Let go of the textures after training: they are no part of the model."""
+        """Release the textures after training: they are not part of the model."""
         if stage == "fit":
             self.generator = None
 
@@ -573,7 +328,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of gradients to 1, where the Trainer is given nothing else.
+        """Clip the norm of gradients to 1, unless the Trainer is given another bound.
 
         Args:
             optimizer (torch.optim.Optimizer): Optimiser.
@@ -590,35 +345,18 @@ class DdpmSt(ExportMixin, AnomalibModule):
         Returns:
             OptimizerLRSchedulerConfig: Optimiser and scheduler, as Lightning takes them.
         """
-        student = self.model.student
-        encoder = list(student.encoder.parameters()) if isinstance(student, EncoderStudent) else []
-        others = {id(value) for value in encoder}
-        rest = [value for value in self.model.parameters() if value.requires_grad and id(value) not in others]
-        groups = [(rest, self.learning_rate), (encoder, self.encoder_learning_rate)]
-        groups = [(values, rate) for values, rate in groups if values]
-        rates = [rate for _, rate in groups]
-        optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups])
-        self._last_step = min(self.training_steps, self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=rates,
-            total_steps=int(self._last_step) + 1,
-            pct_start=0.1,
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # Configuration
+        self._last_step = int(min(self.training_steps, self.trainer.estimated_stepping_batches))
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return one_cycle_adamw(trained, self.learning_rate, self._last_step, warm_up=WARM_UP)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Arguments of the Trainer.
 
-        ``max_epochs`` is left to the user: what stands here would replace what the user gives.
+        ``max_epochs`` is left to the user: these arguments replace those that the user passes.
 
         Returns:
-            dict[str, Any]: No sanity check of the validation, which would cost time before stage 1 is seen to start.
+            dict[str, Any]: No sanity check of the validation, which would delay the start of stage 1.
         """
         return {"num_sanity_val_steps": 0}
 
@@ -636,49 +374,10 @@ class DdpmSt(ExportMixin, AnomalibModule):
         image_size: tuple[int, int] | None = None,
         center_crop_size: tuple[int, int] | None = None,
     ) -> PreProcessor:
-        """Configure the default pre-processor, which resizes as the exported model does and does not normalise.
-
-        Args:
-            image_size (tuple[int, int] | None): Height and width in pixels. Defaults to 256 x 256.
-            center_crop_size (tuple[int, int] | None): Height and width to crop to. Defaults to ``None``, no crop.
-
-        Returns:
-            PreProcessor: Pre-processor.
-        """
-        transforms: list[nn.Module] = [Resize(image_size or (256, 256), antialias=False)]
-        if center_crop_size is not None:
-            transforms.append(CenterCrop(center_crop_size))
-        return PreProcessor(transform=Compose(transforms))
-
-    def configure_post_processor(self) -> PostProcessor:
-        """Configure the default post-processor.
-
-        Returns:
-            PostProcessor: anomalib's default with thresholds and normalisation from the validation set.
-        """
-        return PostProcessor()
+        """Default pre-processor, see :func:`make_pre_processor`."""
+        return make_pre_processor(image_size, center_crop_size)
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Configure the default evaluator.
-
-        Returns:
-            Evaluator: Image and pixel AUROC for validation; these, AUPRO, pixel AUPR and F1 scores for test.
-        """
-
-        def aurocs() -> list:
-            return [
-                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
-                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-            ]
-
-        return Evaluator(
-            val_metrics=aurocs(),
-            test_metrics=[
-                *aurocs(),
-                AUPRO(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-                AUPR(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ],
-        )
+        """Default evaluator, see :func:`make_evaluator`."""
+        return make_evaluator()

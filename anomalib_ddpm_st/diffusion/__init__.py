@@ -1,18 +1,22 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 1: a DDPM that learns what normal images look like, and its perturbed sampling."""
+"""Stage 1: a DDPM that learns normal images, and its perturbed sampling."""
 
-from .lightning_model import DiffusionModule, train_diffusion
-from .pipeline import DefectPipeline, DefectPipelineOutput
+from .config import DiffusionConfig
+from .lightning_model import DiffusionModule
+from .pipeline import DefectPipeline, DefectPipelineOutput, load_pipeline
 from .scheduler import PerturbedDDPMScheduler
+from .training import train_diffusion
 from .unet import build_unet
 
 __all__ = [
     "DefectPipeline",
     "DefectPipelineOutput",
+    "DiffusionConfig",
     "DiffusionModule",
     "PerturbedDDPMScheduler",
     "build_unet",
+    "load_pipeline",
     "train_diffusion",
 ]

@@ -4,42 +4,30 @@
 """Training of the DDPM on normal images."""
 
 import copy
-import logging
-import signal
-import threading
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from diffusers.training_utils import EMAModel
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import functional
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from anomalib_ddpm_st.images import randomly_posed
-from anomalib_ddpm_st.progress import StageProgressBar
+from anomalib_ddpm_st.core.geometry import random_affine
+from anomalib_ddpm_st.core.optimization import one_cycle_adamw
 
+from .config import BLOCK_OUT_CHANNELS
 from .pipeline import DefectPipeline
 from .scheduler import PerturbedDDPMScheduler
-from .unet import BLOCK_OUT_CHANNELS, PATCH_SIZE, build_unet, denoise, patchify, position_encoding
+from .unet import PATCH_SIZE, build_unet, denoise, patchify, position_encoding
 
-logger = logging.getLogger(__name__)
-
-CHECKPOINT_NAME = "training.ckpt"
-STEPS_PER_EPOCH = 100
 MAX_SNR_WEIGHT = 5
-# From so many images on they are enough as they are.
-FEW_IMAGES = 20
-FEW_WINDOW_SHARE = 0.5
+# Fraction of the schedule in which the learning rate rises.
+WARM_UP = 0.05
+# Augmentation of few images.
+FEW_P_WINDOW = 0.5
 FEW_ROTATION = 5.0
 FEW_SCALE = 0.1
 FEW_SHIFT = 0.05
-# Larger images are learnt, and sampled, in windows.
-MAX_WHOLE_SIZE = 512
-WINDOW_SIZE = 256
 
 
 class DiffusionModule(pl.LightningModule):
@@ -47,19 +35,19 @@ class DiffusionModule(pl.LightningModule):
 
     The network predicts the clean sample :math:`x_0` from :math:`x_t`. The squared error is weighted by the
     signal-to-noise ratio of the step, clamped to [1, 5]: below one the coarse shape would get no weight, above five
-    the almost noise-free steps would get it all (Salimans & Ho, 2022; Hang et al., 2023).
+    the almost noise-free steps would get all of it (Salimans & Ho, 2022; Hang et al., 2023).
 
     Args:
         image_size (tuple[int, int]): Height and width of the images in pixels.
         patch_size (int): Side of a patch that is folded into channels. Defaults to ``4``.
-        block_out_channels (tuple[int, ...]): Width of each resolution level of the UNet.
-        learning_rate (float): Learning rate of AdamW, decayed by a cosine. Defaults to ``1e-3``.
+        block_out_channels (tuple[int, ...]): Number of channels at each resolution level of the UNet.
+        learning_rate (float): Peak learning rate of AdamW. Defaults to ``1e-3``.
         training_steps (int): Number of optimiser steps of the schedule. Defaults to ``1000``.
         ema_decay (float): Upper bound of the decay of the averaged weights. Defaults to ``0.999``.
-        few_images (bool): Make more of few images: move, turn and scale them a little, and show the network only a
-            quarter of them, with its place, at half of the steps. Defaults to ``False``.
-        window_size (int | None): Side in pixels of the windows that the network is shown of large images, with their
-            place. ``None`` for whole images. Defaults to ``None``.
+        few_images (bool): Augment few images: shift, rotate and scale them slightly, and show the network only a
+            quarter of the image, with its position, at half of the steps. Defaults to ``False``.
+        window_size (int | None): Side in pixels of the windows of large images that the network is shown, with their
+            position. ``None`` for whole images. Defaults to ``None``.
 
     Example:
         >>> module = DiffusionModule(image_size=(32, 32), block_out_channels=(8, 8))
@@ -113,13 +101,13 @@ class DiffusionModule(pl.LightningModule):
         del batch_idx
         images = batch[0].float() / 255
         if self.few_images:
-            images = randomly_posed(images, FEW_ROTATION, FEW_SCALE, FEW_SHIFT).clamp(0, 1)
+            images = random_affine(images, FEW_ROTATION, FEW_SCALE, FEW_SHIFT).clamp(0, 1)
         sample = self._to_sample(images)
         position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
         if self.window_size is not None:
             side = self.window_size // self.patch_size
             sample, position = self._window((side, side), sample, position)
-        elif self.few_images and torch.rand(()) < FEW_WINDOW_SHARE:
+        elif self.few_images and torch.rand(()) < FEW_P_WINDOW:
             sample, position = self._window((sample.shape[-2] // 2, sample.shape[-1] // 2), sample, position)
         noise = torch.randn_like(sample)
         timesteps = torch.randint(len(self.noise_scheduler), (sample.shape[0],), device=sample.device)
@@ -139,7 +127,7 @@ class DiffusionModule(pl.LightningModule):
         return patchify(functional.pad(images * 2 - 1, padding, mode="replicate"), self.patch_size)
 
     def _window(self, window: tuple[int, int], *parts: torch.Tensor) -> list[torch.Tensor]:
-        """Cut the same window out of tensors of shape ``(B, C, h, w)``, larger than asked only for the network."""
+        """Cut the same window out of tensors of shape ``(B, C, h, w)``, enlarged to a size that the network accepts."""
         size = parts[0].shape[-2:]
         multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
         height, width = (
@@ -154,15 +142,7 @@ class DiffusionModule(pl.LightningModule):
         Returns:
             OptimizerLRSchedulerConfig: Optimiser and scheduler, as Lightning takes them.
         """
-        optimizer = torch.optim.AdamW(self.unet.parameters(), lr=self.learning_rate)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.learning_rate,
-            total_steps=self.training_steps + 1,
-            pct_start=0.05,
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return one_cycle_adamw(self.unet.parameters(), self.learning_rate, self.training_steps, warm_up=WARM_UP)
 
     def on_train_start(self) -> None:
         """Move the averaged weights to the device of the network."""
@@ -180,93 +160,3 @@ class DiffusionModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the averaged weights from the checkpoint."""
         self.ema.load_state_dict(checkpoint["ema"])
-
-
-def train_diffusion(
-    images: torch.Tensor,
-    output_dir: str | Path,
-    training_steps: int = 1000,
-    batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    block_out_channels: tuple[int, ...] = BLOCK_OUT_CHANNELS,
-    seed: int = 0,
-    **trainer_arguments: Any,  # noqa: ANN401
-) -> DefectPipeline:
-    """Train a DDPM on normal images and save it in the folder format of diffusers.
-
-    Images with a side above 512 pixels are learnt in windows of 256 and sampled in tiles of that size, so that the
-    memory of the network does not grow with the image. An interrupted training leaves its checkpoint in ``output_dir``
-    and goes on from there when called again. The global random state of the caller is left as it was.
-
-    Args:
-        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
-        output_dir (str | Path): Folder for the checkpoint while training and the pipeline after.
-        training_steps (int): Number of optimiser steps. Defaults to ``1000``.
-        batch_size (int): Images of a step. Defaults to ``8``.
-        learning_rate (float): Learning rate of AdamW. Defaults to ``1e-3``.
-        block_out_channels (tuple[int, ...]): Width of each resolution level of the UNet.
-        seed (int): Seed of weights, batches and noise. Defaults to ``0``.
-        **trainer_arguments: Arguments of ``lightning.pytorch.Trainer`` such as accelerator, devices or precision.
-
-    Returns:
-        DefectPipeline: Trained pipeline with averaged weights.
-
-    Raises:
-        KeyboardInterrupt: If training was interrupted; the checkpoint stays.
-    """
-    output_dir = Path(output_dir)
-    checkpoint = output_dir / CHECKPOINT_NAME
-    sampler = RandomSampler(images, replacement=True, num_samples=STEPS_PER_EPOCH * batch_size)
-    dataloader = DataLoader(TensorDataset(images), batch_size=batch_size, sampler=sampler)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = DiffusionModule(
-            image_size=(images.shape[-2], images.shape[-1]),
-            block_out_channels=tuple(block_out_channels),
-            learning_rate=learning_rate,
-            training_steps=training_steps,
-            few_images=len(images) < FEW_IMAGES,
-            window_size=WINDOW_SIZE if max(images.shape[-2:]) > MAX_WHOLE_SIZE else None,
-        )
-        trainer = Trainer(
-            max_steps=training_steps,
-            gradient_clip_val=1.0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=output_dir,
-            callbacks=[
-                StageProgressBar("Stage 1 of 3, DDPM of normal images", training_steps),
-                ModelCheckpoint(
-                    dirpath=output_dir,
-                    filename=checkpoint.stem,
-                    every_n_epochs=1,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
-            ],
-            **trainer_arguments,
-        )
-        if checkpoint.exists():
-            logger.info("Going on with the DDPM training of %s", checkpoint)
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, dataloader, ckpt_path=checkpoint if checkpoint.exists() else None)
-        except SystemExit as interruption:
-            # Lightning exits on Ctrl-C and leaves the signal ignored.
-            raise KeyboardInterrupt(_stopped(trainer, training_steps)) from interruption
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)
-    if trainer.global_step < training_steps:
-        raise KeyboardInterrupt(_stopped(trainer, training_steps))
-    pipeline = module.cpu().pipeline()
-    if trainer.is_global_zero:
-        pipeline.save_pretrained(output_dir)
-        checkpoint.unlink(missing_ok=True)
-    return pipeline
-
-
-def _stopped(trainer: Trainer, training_steps: int) -> str:
-    """Message of a training that ended before its time."""
-    return f"The DDPM stopped at step {trainer.global_step} of {training_steps}; run again to go on."

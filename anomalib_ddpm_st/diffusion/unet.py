@@ -4,24 +4,22 @@
 """Patchified ``UNet2DModel``.
 
 Folding every ``p x p`` patch of pixels into the channels lets a 256-pixel image cost what a 64-pixel one does
-(``p = 4``). The UNet predicts the clean sample, so its base width need not carry the noise through. It is told where
-each patch lies: parts are photographed in one place, and a small network learns the shape of the part far sooner.
+(``p = 4``). The UNet predicts the clean sample, so its base width need not carry the noise through. It is told the
+position of each patch: parts are photographed in one place, and a small network then learns their shape much faster.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 from diffusers import UNet2DModel
 from einops import rearrange
 
+from .config import BLOCK_OUT_CHANNELS
+
 PATCH_SIZE = 4
-BLOCK_OUT_CHANNELS = (64, 96, 128, 192)
 POSITION_FREQUENCIES = (0.5, 1.0, 2.0)
 POSITION_CHANNELS = 4 * len(POSITION_FREQUENCIES)
-# Smallest share of a tile that its neighbour has, too.
-TILE_OVERLAP = 0.25
 
 
 def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -58,10 +56,11 @@ def build_unet(
     """Build the denoising network of stage 1 for patchified RGB images.
 
     Args:
-        image_size (tuple[int, int]): Height and width of the images in pixels. Sizes that do not divide by
+        image_size (tuple[int, int]): Height and width of the images in pixels. Sizes that are not multiples of
             :func:`size_multiple` are padded by the pipeline.
         patch_size (int): Side of a patch in pixels. Defaults to ``4``.
-        block_out_channels (Sequence[int]): Width of each resolution level. Defaults to ``(64, 96, 128, 192)``.
+        block_out_channels (Sequence[int]): Number of channels at each resolution level.
+            Defaults to ``(64, 96, 128, 192)``.
 
     Returns:
         UNet2DModel: Network for :func:`denoise`.
@@ -85,7 +84,7 @@ def build_unet(
 
 
 def position_encoding(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Sines and cosines of the place in the image.
+    """Sines and cosines of the position in the image.
 
     Args:
         height (int): Number of rows.
@@ -113,8 +112,8 @@ def denoise(
         unet (UNet2DModel): Network of :func:`build_unet`.
         sample (torch.Tensor): Noisy patchified images of shape ``(B, 3 * p * p, h, w)``.
         timesteps (torch.Tensor): Timesteps of shape ``(B,)`` or ``()``.
-        position (torch.Tensor | None): Encoding of where in the image the sample lies, of shape ``(1, 12, h, w)``.
-            ``None`` for a sample that is the whole image. Defaults to ``None``.
+        position (torch.Tensor | None): Encoding of the position of the sample in the image, of shape
+            ``(1, 12, h, w)``. ``None`` for a sample of the whole image. Defaults to ``None``.
 
     Returns:
         torch.Tensor: Prediction of the shape of the sample.
@@ -123,52 +122,6 @@ def denoise(
         position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
     position = position.to(sample.dtype)
     return unet(torch.cat([sample, position.expand(len(sample), -1, -1, -1)], dim=1), timesteps).sample
-
-
-def denoise_tiles(unet: UNet2DModel, sample: torch.Tensor, timesteps: torch.Tensor, tile: int) -> torch.Tensor:
-    """Predict the clean sample tile by tile, so that what the network takes does not grow with the image.
-
-    Tiles overlap by a quarter at least, and where they do predictions fade into each other (Bar-Tal et al., 2023).
-
-    Args:
-        unet (UNet2DModel): Network of :func:`build_unet`.
-        sample (torch.Tensor): Noisy patchified images of shape ``(B, 3 * p * p, h, w)``.
-        timesteps (torch.Tensor): Timesteps of shape ``(B,)`` or ``()``.
-        tile (int): Side of a tile in patches.
-
-    Returns:
-        torch.Tensor: Prediction of the shape of the sample.
-    """
-    height, width = sample.shape[-2:]
-    position = position_encoding(height, width, sample.device)
-    rows, columns = (_fade(min(side, tile), sample.device) for side in (height, width))
-    fade = rows[:, None] * columns[None, :]
-    prediction, weight = torch.zeros_like(sample), sample.new_zeros(height, width)
-    for top, left in product(tile_starts(height, tile), tile_starts(width, tile)):
-        part = (..., slice(top, top + tile), slice(left, left + tile))
-        prediction[part] += fade * denoise(unet, sample[part], timesteps, position[part]).to(sample.dtype)
-        weight[part] += fade
-    return prediction / weight
-
-
-def tile_starts(length: int, tile: int) -> list[int]:
-    """First places of evenly spread tiles that cover a length and overlap.
-
-    Args:
-        length (int): Length to cover.
-        tile (int): Length of a tile.
-
-    Returns:
-        list[int]: First places, ``[0]`` where one tile is enough.
-    """
-    count = 1 + max(0, math.ceil((length - tile) / (tile * (1 - TILE_OVERLAP))))
-    return torch.linspace(0, max(0, length - tile), count).round().int().tolist()
-
-
-def _fade(length: int, device: torch.device) -> torch.Tensor:
-    """Weights that fall from the middle of a tile to its ends, never to zero."""
-    place = torch.arange(length, device=device)
-    return torch.minimum(place + 1, length - place) / length
 
 
 def unet_patch_size(unet: UNet2DModel) -> int:

@@ -1,10 +1,23 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stage 2: synthetic defects with their masks."""
+"""Stage 2: textures of a perturbed DDPM, and synthetic defects with their masks."""
 
-from .bank import TextureBank, sample_bank
+from .callback import SyntheticAnomalies
+from .config import BankConfig, DefectConfig
 from .generator import AnomalyParameters, DiffusionAnomalyGenerator
-from .preparation import prepare_generator
+from .preparation import prepare_bank, prepare_generator
+from .sampling import sample_bank
+from .texture_bank import TextureBank
 
-__all__ = ["AnomalyParameters", "DiffusionAnomalyGenerator", "TextureBank", "prepare_generator", "sample_bank"]
+__all__ = [
+    "AnomalyParameters",
+    "BankConfig",
+    "DefectConfig",
+    "DiffusionAnomalyGenerator",
+    "SyntheticAnomalies",
+    "TextureBank",
+    "prepare_bank",
+    "prepare_generator",
+    "sample_bank",
+]

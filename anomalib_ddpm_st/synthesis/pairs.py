@@ -1,9 +1,8 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pairs of image and mask in files, as anomalib's Folder datamodule reads them."""
+"""Files with pairs of image and mask, as anomalib's Folder datamodule reads them."""
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.utils import save_image
 
-from anomalib_ddpm_st.images import load_image
-from anomalib_ddpm_st.progress import progress
+from anomalib_ddpm_st.core.images import load_image
+from anomalib_ddpm_st.core.progress import progress
 
 from .generator import DiffusionAnomalyGenerator
 
@@ -32,8 +32,8 @@ class Pair:
 
     Attributes:
         name (str): Name of the files of image and mask.
-        source (str): Normal image that it was made of.
-        mask_area (float): Share of pixels in the mask.
+        source (str): Normal image that it was made from.
+        mask_area (float): Fraction of the image that the mask covers, in [0, 1].
         contrast (float): Mean change of these pixels, of the channel that changed most, in units of images in [0, 1].
     """
 
@@ -53,23 +53,22 @@ def write_pairs(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Pair]:
-    """Write images with defects and their masks; go on where an earlier call was interrupted.
+    """Write images with defects and their masks; an interrupted run resumes.
 
-    Each pair has random numbers of its own, from ``seed`` and its place, so the same seed gives the same files, whether
-    they are made at once or not. No half-written file is left under its final name.
+    Each pair has its own random numbers, from ``seed`` and its position, so the same seed gives the same files, in one
+    run or in several. No half-written file is left under its final name.
 
     Args:
         generator (DiffusionAnomalyGenerator): Generator; its source of random draws is replaced.
         images (Sequence[str | Path]): Normal image files.
         output (str | Path): Folder that gets ``image``, ``mask`` and ``pairs.csv``.
         per_image (int): Pairs of each normal image. Defaults to ``1``.
-        count (int | None): Number of pairs, of as many of each image as it takes; goes before ``per_image``.
-            Defaults to ``None``.
+        count (int | None): Total number of pairs, overrides ``per_image``. Defaults to ``None``.
         image_size (tuple[int, int] | None): Height and width of the pairs, ``None`` for that of each normal image.
             Defaults to ``None``.
         seed (int): Seed. Defaults to ``0``.
-        settings (Mapping[str, Any] | None): What the generator was made with; pairs made with others are not mixed with
-            these. Defaults to ``None``.
+        settings (Mapping[str, Any] | None): Settings of the generator; pairs made with others are not mixed with these.
+            Defaults to ``None``.
 
     Returns:
         list[Pair]: All pairs of the folder.
@@ -80,7 +79,9 @@ def write_pairs(
     """
     count = len(images) * per_image if count is None else count
     if not images or count < 1:
-        msg = f"There are {len(images)} normal images to make {count} pairs of: check the folder, per_image and count."
+        msg = (
+            f"There are {len(images)} normal images to make {count} pairs from: check the folder, per_image and count."
+        )
         raise ValueError(msg)
     output = Path(output)
     sources = [str(path) for path in images]
@@ -94,14 +95,11 @@ def write_pairs(
         if not all(path.exists() for path in files):
             generator.generator = torch.Generator().manual_seed(_seed(seed, place, turn))
             image, mask = generator.make_defects(normal)
-            # The image comes last: where it is, its mask is too.
+            # The image comes last: if it is there, its mask is too.
             for path, pixels in zip(files[::-1], (mask, image.float() / 255), strict=True):
                 _write(path, pixels)
         pairs.append(_measure(name, normal, files, sources[place]))
-    with (output / TABLE_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(pairs[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(pair) for pair in pairs)
+    pd.DataFrame([asdict(pair) for pair in pairs]).to_csv(output / TABLE_FILE, index=False, lineterminator="\n")
     return pairs
 
 
@@ -124,28 +122,28 @@ def read_pair(output: str | Path, pair: Pair) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _seed(*numbers: int) -> int:
-    """Seed that has nothing to do with that of a neighbour."""
+    """Seed that is unrelated to those of the neighbours."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
 def _claim(output: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folders, or see that what lies there was made with the same settings."""
+    """Make the folders, or check that their content was made with the same settings."""
     path = output / SETTINGS_FILE
     text = json.dumps(dict(settings), indent=2, default=str)
     for folder in (IMAGE_FOLDER, MASK_FOLDER):
         (output / folder).mkdir(parents=True, exist_ok=True)
     if not path.exists():
         if any((output / IMAGE_FOLDER).iterdir()):
-            msg = f"{output / IMAGE_FOLDER} holds other images: name another folder."
+            msg = f"{output / IMAGE_FOLDER} holds other images: choose another folder."
             raise FileExistsError(msg)
         path.write_text(text, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != text:
-        msg = f"{output} holds pairs made with other settings (see {path}): name another folder, or delete this one."
+        msg = f"{output} holds pairs made with other settings (see {path}): choose another folder, or delete this one."
         raise FileExistsError(msg)
 
 
 def _write(path: Path, pixels: torch.Tensor) -> None:
-    """Write a PNG file as a whole."""
+    """Write a PNG file, whole or not at all."""
     partial = path.with_suffix(".partial")
     save_image(pixels, partial, format="png")
     Path(partial).replace(path)

@@ -16,7 +16,7 @@ from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 
 from anomalib_ddpm_st import DdpmSt
-from anomalib_ddpm_st.demo import write_data
+from anomalib_ddpm_st.cli.demo_data import write_data
 
 ROOT = Path(__file__).parents[2]
 CATEGORY = "gravel"
@@ -28,9 +28,8 @@ SMALL_IMAGES = {
 Shell = Callable[..., subprocess.CompletedProcess]
 TINY: dict[str, Any] = {
     "pre_trained": False,
-    "diffusion_steps": 2,
-    "bank_size": 4,
-    "sampling_steps": 2,
+    "diffusion": {"training_steps": 2},
+    "bank": {"size": 4, "num_inference_steps": 2},
     "training_steps": 2,
 }
 

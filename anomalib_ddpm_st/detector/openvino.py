@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""INT8 versions of exported models, calibrated with the images that the detector was trained with."""
+"""INT8 quantisation of exported models, calibrated with the training images of the detector."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ import torch
 from anomalib.data import AnomalibDataset, ImageBatch
 from torch.nn import functional
 
-from anomalib_ddpm_st.synthesis.generator import SOURCES, DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis import DefectConfig, DiffusionAnomalyGenerator
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -24,7 +24,7 @@ MAP_RANK = 4
 def calibration_images(images: torch.Tensor) -> Iterator[torch.Tensor]:
     """Normal images, every second one with a defect.
 
-    Were there none, the ranges of the segmentation would end where defects begin.
+    Without defects the ranges of the segmentation would be calibrated too narrow.
 
     Args:
         images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
@@ -33,17 +33,17 @@ def calibration_images(images: torch.Tensor) -> Iterator[torch.Tensor]:
         torch.Tensor: Images of shape ``(1, 3, H, W)`` with values in [0, 1], the same in every call.
     """
     random = torch.Generator().manual_seed(SEED)
-    defects = DiffusionAnomalyGenerator(None, sources=SOURCES["self_texture"], probability=1.0, generator=random)
+    defects = DiffusionAnomalyGenerator(defects=DefectConfig("self_texture", probability=1.0), generator=random)
     for index, image in enumerate(images.split(1)):
         values = image.float() / 255
         yield defects(values)[0] if index % 2 else values
 
 
 def keep_in_float(model: "ov.Model") -> list[str]:
-    """Names of the operations that lose too much in 8 bits, and cost nothing in 32.
+    """Names of the operations that lose too much in INT8 and cost almost nothing in FP32.
 
-    Those are all that give one channel: lengths of features, distances, logits, and the maps up to the anomaly map,
-    where what 256 steps cannot tell apart has the same rank.
+    These are all operations with one output channel: lengths of features, distances, logits and the maps up to the
+    anomaly map, in which 256 steps would give many pixels the same rank.
 
     Args:
         model (ov.Model): Exported model.
@@ -62,7 +62,7 @@ def keep_in_float(model: "ov.Model") -> list[str]:
 
 
 def _calibration(model: "ov.Model", images: torch.Tensor) -> dict[str, Any]:
-    """Arguments that both ways to quantise have in common."""
+    """Arguments common to both ways of quantising."""
     import nncf  # an extra, as in anomalib
 
     return {
@@ -74,9 +74,9 @@ def _calibration(model: "ov.Model", images: torch.Tensor) -> dict[str, Any]:
 
 
 def _whole_range() -> Any:  # noqa: ANN401
-    """Let activations range from their smallest to their largest value over all images.
+    """Calibrate activations to their smallest and largest value over all images.
 
-    The mean of the images' own ranges, which is the default, cuts off what only bright images have.
+    The default, the mean of the ranges of the images, cuts off values that only bright images have.
     """
     import nncf  # an extra, as in anomalib
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -85,10 +85,10 @@ def _whole_range() -> Any:  # noqa: ANN401
 
 
 def quantize(model: "ov.Model", images: torch.Tensor) -> "ov.Model":
-    """Quantise an exported model to 8 bits.
+    """Quantise an exported model to INT8.
 
     Args:
-        model (ov.Model): Exported model in 32 bit.
+        model (ov.Model): Exported model in FP32.
         images (torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(N, 3, H, W)``.
 
     Returns:
@@ -107,19 +107,19 @@ def quantize_with_accuracy_control(
     metric: "Metric",
     max_drop: float,
 ) -> "ov.Model":
-    """Quantise an exported model to 8 bits as far as a metric allows.
+    """Quantise an exported model to INT8 as far as a metric allows.
 
     Args:
-        model (ov.Model): Exported model in 32 bit.
+        model (ov.Model): Exported model in FP32.
         images (torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(N, 3, H, W)``.
         validation_data (AnomalibDataset): Images with labels, one at a time, that the metric is measured on.
-        size (tuple[int, int] | None): Height and width that images are resized to first, ``None`` where the model takes
+        size (tuple[int, int] | None): Height and width that images are resized to first, ``None`` if the model takes
             any.
         metric (Metric): Metric of anomalib; the higher the better.
         max_drop (float): How much lower it may be afterwards.
 
     Returns:
-        ov.Model: Model of which as many operations are quantised as the metric allows.
+        ov.Model: Model with as many quantised operations as the metric allows.
     """
     import nncf  # an extra, as in anomalib
 
@@ -140,7 +140,7 @@ def quantize_with_accuracy_control(
 
 
 def _prediction(compiled: Callable[[Any], Any], item: Any, size: tuple[int, int] | None) -> ImageBatch:  # noqa: ANN401
-    """Batch of one image of a dataset with what a compiled model says of it."""
+    """Batch of one image of a dataset with the prediction of a compiled model."""
     image = item.image[None].float()
     if size is not None:
         image = functional.interpolate(image, size=size, mode="bilinear", align_corners=False)

@@ -1,9 +1,10 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Defects of a DDPM for other models of anomalib, in place of those that they make themselves."""
+"""Diffusion-made defects for other anomalib models, in place of their own synthetic anomalies."""
 
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
@@ -13,18 +14,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torchvision.transforms.v2 import Normalize
 
-from .images import find_transform
-from .synthesis import DiffusionAnomalyGenerator
-from .synthesis.generator import Synthesis
-from .synthesis.preparation import normal_paths, prepare_generator
+from anomalib_ddpm_st.core.config import as_config
+from anomalib_ddpm_st.core.images import find_transform
+from anomalib_ddpm_st.diffusion import DiffusionConfig
+
+from .config import BankConfig, DefectConfig
+from .generator import DiffusionAnomalyGenerator
+from .preparation import normal_paths, prepare_generator
 
 
 class NormalizedGenerator(nn.Module):
-    """Generator for images that were normalised: its defects are made before, and come back normalised.
+    """Generator for normalised images: it undoes the normalisation, makes the defects and normalises again.
 
     Args:
         generator (DiffusionAnomalyGenerator): Generator for images with values in [0, 1].
-        normalize (Normalize | None): What was done to the images. ``None`` for nothing.
+        normalize (Normalize | None): Normalisation of the images. ``None`` if there is none.
     """
 
     def __init__(self, generator: DiffusionAnomalyGenerator, normalize: Normalize | None = None) -> None:
@@ -46,13 +50,13 @@ class NormalizedGenerator(nn.Module):
             tuple[torch.Tensor, torch.Tensor]: Normalised images with defects, and their masks.
         """
         mean, std = self.mean.to(images), self.std.to(images)
-        # Rounding alone may leave [0, 1].
+        # Rounding alone can leave [0, 1].
         augmented, masks = self.generator((images * std + mean).clamp(0, 1))
         return torch.where(masks.bool(), (augmented - mean) / std, images), masks
 
 
-class FeaturesAsTheyAre(nn.Module):
-    """Takes the place of SuperSimpleNet's generator, which disturbs features: the defects are in the images already."""
+class UnchangedFeatures(nn.Module):
+    """Replaces SuperSimpleNet's generator, which perturbs features: the defects are in the images already."""
 
     @staticmethod
     def forward(
@@ -61,29 +65,31 @@ class FeaturesAsTheyAre(nn.Module):
         masks: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give back what comes, in the order of anomalib's own."""
+        """Return the inputs unchanged, in the order of anomalib's own generator."""
         return input_features, adapted_features, masks, labels
 
 
 class SyntheticAnomalies(Callback):
-    """Train a model of anomalib with defects of a DDPM in place of its own: Draem, Supersimplenet and their like.
+    """Trains Draem, Supersimplenet and similar anomalib models with diffusion-made defects in place of their own.
 
-    Before training a DDPM of the normal training images is trained and its bank filled, or both are taken from the
-    cache. Models that hold anomalib's ``PerlinAnomalyGenerator`` (Draem) get this one instead. Supersimplenet, which
-    disturbs features, gets images with defects, and features as they are. After training the model has its own again.
+    Before training, a DDPM of the normal training images is trained and its bank of textures sampled, or both are taken
+    from the cache. Models with anomalib's ``PerlinAnomalyGenerator`` (Draem) get this generator instead.
+    Supersimplenet, which perturbs features, gets images with defects and unchanged features. After training the model
+    gets its own generator back.
 
     Args:
-        synthesis (Synthesis): Where defects come from, see :class:`anomalib_ddpm_st.DdpmSt`. Defaults to ``"mixture"``.
-        probability (float): Share of training images that get a defect. Defaults to ``0.5``.
-        blend_factor (list[float] | None): Range of the opacity of textures. ``None`` takes ``[0.5, 1.0]``.
-            Defaults to ``None``.
-        foreground (Literal["auto", "off"]): Keep defects on an object that lies on a plain background, or put them
-            anywhere. Defaults to ``"auto"``.
+        defects (DefectConfig | dict | None): Defects in the training images. Defaults to ``None``, the defaults of
+            :class:`DefectConfig`.
+        bank (BankConfig | dict | None): Sampling of the bank of textures. Defaults to ``None``, the defaults of
+            :class:`BankConfig`.
+        diffusion (DiffusionConfig | dict | None): Training of the DDPM. Defaults to ``None``, the defaults of
+            :class:`DiffusionConfig`.
         diffusion_path (str | None): Folder of a trained DDPM. ``None`` trains one. Defaults to ``None``.
         cache_dir (str | None): Folder for DDPMs and banks. ``None`` takes the user's cache folder.
             Defaults to ``None``.
-        diffusion_steps (int): Training steps of the DDPM. Defaults to ``1000``.
-        bank_size (int): Number of textures in the bank. Defaults to ``256``.
+
+    Raises:
+        ValueError: If a setting is out of its range.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -95,41 +101,34 @@ class SyntheticAnomalies(Callback):
 
     def __init__(
         self,
-        synthesis: Synthesis = "mixture",
-        probability: float = 0.5,
-        blend_factor: list[float] | None = None,
-        foreground: Literal["auto", "off"] = "auto",
+        defects: DefectConfig | dict | None = None,
+        bank: BankConfig | dict | None = None,
+        diffusion: DiffusionConfig | dict | None = None,
         diffusion_path: str | None = None,
         cache_dir: str | None = None,
-        diffusion_steps: int = 1000,
-        bank_size: int = 256,
     ) -> None:
-        self.settings: dict[str, Any] = {
-            "synthesis": synthesis,
-            "probability": probability,
-            "blend_factor": blend_factor or [0.5, 1.0],
-            "foreground": foreground,
+        # Settings are checked now, not when training starts.
+        self.settings: Mapping[str, Any] = {
+            "defects": as_config(DefectConfig, defects),
+            "bank": as_config(BankConfig, bank),
+            "diffusion": as_config(DiffusionConfig, diffusion),
             "diffusion_path": diffusion_path,
             "cache_dir": cache_dir,
-            "diffusion_steps": diffusion_steps,
-            "bank_size": bank_size,
         }
-        # A bad setting is named now, not when training starts.
-        DiffusionAnomalyGenerator(None, probability, self.settings["blend_factor"], foreground=foreground)
         self.generator: NormalizedGenerator | None = None
         self._in_batch = False
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the generator and put it in the place of the model's own.
+        """Make the generator and replace that of the model.
 
         Args:
             trainer (Trainer): Trainer.
-            pl_module (LightningModule): Model of anomalib that makes defects to train with.
+            pl_module (LightningModule): anomalib model that makes defects to train with.
             stage (str): Nothing is done unless ``"fit"``.
 
         Raises:
-            TypeError: If the model makes no defects, or is not given a datamodule of anomalib.
+            TypeError: If the model makes no defects, or the Trainer has no anomalib datamodule.
         """
         if stage != "fit":
             return
@@ -150,11 +149,11 @@ class SyntheticAnomalies(Callback):
         self._in_batch = isinstance(pl_module, Supersimplenet)
         for parent, name in places:
             self._replaced.append((parent, name, getattr(parent, name)))
-            setattr(parent, name, FeaturesAsTheyAre() if self._in_batch else self.generator)
+            setattr(parent, name, UnchangedFeatures() if self._in_batch else self.generator)
 
     @staticmethod
     def _places(model: LightningModule) -> list[tuple[nn.Module, str]]:
-        """Where a model holds its generator: the module that has it, and the name."""
+        """Modules of a model that hold a generator, with the name of the attribute."""
         if isinstance(model, Supersimplenet):
             return [(model.model, "anomaly_generator")]
         places = [
@@ -178,7 +177,7 @@ class SyntheticAnomalies(Callback):
         batch: ImageBatch,
         batch_idx: int,
     ) -> None:
-        """Put defects into the images of a model that looks for them there, and into its masks and labels."""
+        """Put defects into the images, masks and labels of a model that expects them in the batch."""
         del trainer, pl_module, batch_idx
         if not self._in_batch or self.generator is None:
             return
@@ -186,7 +185,7 @@ class SyntheticAnomalies(Callback):
         batch.update(image=image, gt_mask=mask[:, 0].bool(), gt_label=mask.flatten(1).any(dim=1))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the model back what it had."""
+        """Restore the model's own generator."""
         del trainer, pl_module, stage
         while self._replaced:
             parent, name, original = self._replaced.pop()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures for people to look at: contact sheets, anomaly maps and score histograms."""
+"""Contact sheets and histograms."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,18 +10,19 @@ import torch
 from matplotlib.figure import Figure
 
 INCHES_PER_IMAGE = 1.6
+DPI = 110
 
 
 def contact_sheet(columns: Mapping[str, Sequence[torch.Tensor]], title: str = "") -> Figure:
-    """Put images side by side, one row for each sample and one titled column for each kind.
+    """Arrange images in a grid, one row per sample and one titled column per kind.
 
     Args:
-        columns (Mapping[str, Sequence[torch.Tensor]]): Images by title, all of one length; colour images of shape
-            ``(3, H, W)``, masks and anomaly maps of shape ``(1, H, W)``, values in [0, 1].
+        columns (Mapping[str, Sequence[torch.Tensor]]): Images by column title, equally many in each column: colour
+            images of shape ``(3, H, W)``, masks and anomaly maps of shape ``(1, H, W)``, values in [0, 1].
         title (str): Title of the sheet. Defaults to ``""``.
 
     Returns:
-        Figure: Sheet.
+        Figure: Contact sheet.
     """
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(INCHES_PER_IMAGE * len(columns), INCHES_PER_IMAGE * rows + 0.6), layout="constrained")
@@ -41,21 +42,21 @@ def contact_sheet(columns: Mapping[str, Sequence[torch.Tensor]], title: str = ""
 
 
 def save_contact_sheet(path: str | Path, columns: Mapping[str, Sequence[torch.Tensor]], title: str = "") -> None:
-    """Save a contact sheet.
+    """Save a contact sheet as PNG.
 
     Args:
         path (str | Path): PNG file to write.
-        columns (Mapping[str, Sequence[torch.Tensor]]): As in :func:`contact_sheet`.
+        columns (Mapping[str, Sequence[torch.Tensor]]): See :func:`contact_sheet`.
         title (str): Title of the sheet. Defaults to ``""``.
     """
-    contact_sheet(columns, title).savefig(path, dpi=110)
+    contact_sheet(columns, title).savefig(path, dpi=DPI)
 
 
 def histograms(values: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw one histogram beside the other.
+    """Draw histograms side by side.
 
     Args:
-        values (Mapping[str, Sequence[float]]): Values by name.
+        values (Mapping[str, Sequence[float]]): Values by axis label, one value per image pair.
 
     Returns:
         Figure: Histograms.
@@ -69,12 +70,12 @@ def histograms(values: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def save_score_histogram(path: str | Path, scores: torch.Tensor, labels: torch.Tensor) -> None:
-    """Save the histogram of the scores of normal and defective images.
+    """Save overlaid histograms of the image scores of normal and defective images.
 
     Args:
         path (str | Path): PNG file to write.
-        scores (torch.Tensor): Scores of shape ``(N,)``.
-        labels (torch.Tensor): Whether an image is defective, of shape ``(N,)``.
+        scores (torch.Tensor): Image scores of shape ``(N,)``.
+        labels (torch.Tensor): Whether each image is defective, of shape ``(N,)``.
     """
     labels = labels.bool()
     figure = Figure(figsize=(5, 3), layout="constrained")
@@ -85,4 +86,4 @@ def save_score_histogram(path: str | Path, scores: torch.Tensor, labels: torch.T
     axis.set_xlabel("image score")
     axis.set_ylabel("images")
     axis.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)

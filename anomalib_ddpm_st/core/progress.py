@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Progress of the stages that run before the Engine's own loop: which stage, how far, how long to go."""
+"""Progress of the stages that run before the Engine's own loop: name, position and time left."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -16,9 +16,9 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
     """Iterate with a progress bar that shows the time left.
 
     Args:
-        items (Iterable[Item]): What to iterate over.
+        items (Iterable[Item]): Items to iterate over.
         description (str): Name of the stage.
-        total (int | None): Number of items, where ``items`` has no length.
+        total (int | None): Number of items, if ``items`` has no length.
 
     Returns:
         Iterable[Item]: The same items.
@@ -27,7 +27,7 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
 
 
 class StageProgressBar(Callback):
-    """Progress bar over all training steps of a stage, continued when the stage is resumed.
+    """Progress bar over all training steps of a stage, which continues when the stage is resumed.
 
     Args:
         description (str): Name of the stage.
@@ -40,7 +40,7 @@ class StageProgressBar(Callback):
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step that training starts from."""
+        """Open the bar at the step at which training starts."""
         del pl_module
         self.bar = tqdm(desc=self.description, total=self.total, initial=trainer.global_step, mininterval=1.0)
 
@@ -52,7 +52,7 @@ class StageProgressBar(Callback):
             self.bar.update(trainer.global_step - self.bar.n)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the bar, also after an interruption."""
+        """Close the bar, even after an interruption."""
         del trainer, pl_module, stage
         if self.bar is not None:
             self.bar.close()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The stack that the handlers of signals run on."""
+"""The alternate stack on which signal handlers run."""
 
 import ctypes
 import sys
@@ -16,16 +16,16 @@ class SignalStack(ctypes.Structure):
 
 
 def signal_stack(new: SignalStack | None = None) -> SignalStack:
-    """Alternate signal stack of this thread, see ``sigaltstack(2)``. Elsewhere than on Linux it is left alone.
+    """Alternate signal stack of this thread, see ``sigaltstack(2)``. It is left alone on systems other than Linux.
 
     Args:
-        new (SignalStack | None): What it becomes. Defaults to ``None``, as it is.
+        new (SignalStack | None): New stack. Defaults to ``None``, which keeps the current one.
 
     Returns:
-        SignalStack: What it was; elsewhere than on Linux all zeros.
+        SignalStack: Previous stack; all zeros on systems other than Linux.
 
     Raises:
-        OSError: If the kernel refuses the new one.
+        OSError: If the kernel refuses the new stack.
     """
     old = SignalStack()
     if sys.platform != "linux":
@@ -39,12 +39,12 @@ def signal_stack(new: SignalStack | None = None) -> SignalStack:
 
 @contextmanager
 def preserved_signal_stack() -> Generator[None]:
-    """Put this thread's alternate signal stack back as it was.
+    """Restore this thread's alternate signal stack on exit.
 
-    OpenVINO's CPU plugin sets one of its own and puts the one of before back when it ends. Where two plugins end in the
-    order in which they began, as under NNCF's accuracy control, the second puts back that of the first, which is freed
-    by then; the next signal that Python handles, such as the end of a worker of a ``DataLoader``, can kill the process
-    without a word (OpenVINO 2026.4). Elsewhere than on Linux it does nothing.
+    OpenVINO's CPU plugin sets its own stack and restores the previous one when it ends. If two plugins end in the order
+    in which they started, as in NNCF's accuracy control, the second restores the stack of the first, whose memory is
+    already freed. The next signal that Python handles, such as the end of a ``DataLoader`` worker, can then kill the
+    process without an error message (OpenVINO 2026.4). On systems other than Linux nothing is done.
     """
     before = signal_stack()
     try:

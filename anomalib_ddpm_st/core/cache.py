@@ -41,14 +41,14 @@ def content_key(settings: Mapping[str, Any], *tensors: torch.Tensor) -> str:
 
 
 def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, building it first where it is missing.
+    """Return a folder of the cache, building it first if it is missing.
 
     The folder is built beside its final place and renamed when whole, so that a half-written one is never taken for
-    a whole one. What an interrupted build left behind is given to the next build, which may go on from it. While
-    another process builds the same folder this one waits.
+    a whole one. The next build gets what an interrupted one left, and may resume from it. While another process builds
+    the same folder this one waits.
 
     Args:
-        cache_dir (Path): Root of the cache, made where it is missing.
+        cache_dir (Path): Root of the cache, created if it is missing.
         name (str): Name of the folder, which holds its content key.
         build (Callable[[Path], None]): Called with an existing folder to fill.
 
@@ -56,7 +56,7 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
         Path: The whole folder.
 
     Raises:
-        OSError: If the cache cannot be written; the message names the folder and the way out.
+        OSError: If the cache cannot be written; the message names the folder and the remedy.
     """
     folder = cache_dir / name
     partial = cache_dir / f"{name}.partial"
@@ -69,7 +69,7 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.warning("Another process is writing %s; waiting until it is done.", folder)
+            logger.warning("Another process is writing %s; waiting for it to finish.", folder)
             lock.acquire()
         try:
             if not folder.is_dir():
@@ -80,8 +80,8 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
             lock.release()
     except (OSError, SafetensorError) as error:
         msg = (
-            f"The cache folder {folder} cannot be written ({error}): free some space or name another folder "
-            "with cache_dir; run again to go on."
+            f"The cache folder {folder} cannot be written ({error}): free some space, or choose another "
+            "folder with cache_dir, and run the command again to resume."
         )
         raise OSError(msg) from error
     return folder

@@ -1,0 +1,93 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-ddpm-st``: anomalib's command line with this package registered and its own commands added."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from anomalib.cli import AnomalibCLI
+from anomalib.loggers import configure_logger
+from jsonargparse import ArgumentParser
+
+from anomalib_ddpm_st.registration import keep_benchmark_results
+
+from .demo import demo
+from .diffusion import diffusion
+from .synthesize import synthesize
+
+COMMANDS: dict[str, Callable[..., None]] = {"diffusion": diffusion, "synthesize": synthesize, "demo": demo}
+
+DOCSTRING_MARKUP = re.compile(r"\s*Defaults to ``[^`]*``\.|``|:\w+:(?=`)")
+
+
+def _summary(function: Callable[..., None]) -> str:
+    """First line of a docstring."""
+    return (function.__doc__ or "").split("\n", maxsplit=1)[0]
+
+
+class DdpmStCLI(AnomalibCLI):
+    """anomalib's command line with ``diffusion``, ``synthesize`` and ``demo`` added.
+
+    Args:
+        args (Sequence[str] | None): Command line arguments. Defaults to those of the process.
+        run (bool): Whether to run the command. Defaults to ``True``.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        args = list(sys.argv[1:] if args is None else args)
+        if args[:1] == ["benchmark"]:
+            # The one command of anomalib that has no short option for the config.
+            args = ["--config" if arg == "-c" else arg for arg in args]
+            keep_benchmark_results()
+        super().__init__(args, run)
+
+    @staticmethod
+    def anomalib_subcommands() -> dict[str, dict[str, str]]:
+        """Return the descriptions of anomalib's subcommands and of this package's commands."""
+        own = {name: {"description": _summary(function)} for name, function in COMMANDS.items()}
+        return {**AnomalibCLI.anomalib_subcommands(), **own}
+
+    def add_diffusion_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments of ``diffusion``."""
+        self._add_function_arguments(diffusion, parser)
+
+    def add_synthesize_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments of ``synthesize``."""
+        self._add_function_arguments(synthesize, parser)
+
+    def add_demo_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments of ``demo``."""
+        self._add_function_arguments(demo, parser)
+
+    @staticmethod
+    def _add_function_arguments(function: Callable[..., None], parser: ArgumentParser) -> None:
+        parser.description = _summary(function)
+        # A group would be named like the function, but ``diffusion`` is also a group of settings.
+        parser.add_function_arguments(function, as_group=False)
+        for action in parser._actions:  # noqa: SLF001
+            # The parser adds the default of the command, which may differ from that of the dataclass.
+            action.help = action.help and DOCSTRING_MARKUP.sub("", action.help)
+
+    def _run_subcommand(self) -> None:
+        """Run a command of this package, or pass it on to anomalib."""
+        if self.subcommand not in COMMANDS:
+            super()._run_subcommand()
+            return
+        arguments = self.config_init[self.subcommand].as_dict()
+        arguments.pop("config", None)
+        COMMANDS[self.subcommand](**arguments)
+
+
+def main() -> None:
+    """Entry point of ``anomalib-ddpm-st``."""
+    configure_logger()
+    try:
+        DdpmStCLI()
+    except KeyboardInterrupt as interruption:
+        sys.exit(f"Interrupted. {interruption}")
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+            sys.exit(f"anomalib-ddpm-st {sys.argv[1]}: {error}")
+        raise

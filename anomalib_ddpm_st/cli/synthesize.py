@@ -1,0 +1,121 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-ddpm-st synthesize``: images with synthetic defects and their masks."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from anomalib.data import get_datamodule
+from anomalib.data.utils import get_image_filenames
+
+from anomalib_ddpm_st.core.cache import default_cache_dir
+from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline
+from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, prepare_generator
+from anomalib_ddpm_st.synthesis.pairs import write_pairs
+from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_diffusion
+from anomalib_ddpm_st.synthesis.report import save_report
+
+from .diffusion import DEFAULT_DIFFUSION
+from .health import measure_health
+
+DEFAULT_DEFECTS = DefectConfig(source="diffusion")
+DEFAULT_BANK = BankConfig()
+
+
+def synthesize(
+    output: Path,
+    images: Path | None = None,
+    data: Path | None = None,
+    per_image: int = 1,
+    count: int | None = None,
+    defects: DefectConfig = DEFAULT_DEFECTS,
+    bank: BankConfig = DEFAULT_BANK,
+    diffusion: DiffusionConfig = DEFAULT_DIFFUSION,
+    diffusion_path: Path | None = None,
+    image_size: tuple[int, int] = (256, 256),
+    full_size: bool = False,
+    teacher_weights: str | None = None,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    precision: str = "32-true",
+) -> None:
+    """Write images with synthetic defects and their masks, for anomalib's Folder datamodule or for visual inspection.
+
+    Training a DdpmSt on the same images with the same bank and diffusion settings reuses the DDPM and the bank.
+
+    Args:
+        output (Path): Folder for image/, mask/, pairs.csv, contact_sheet.png and report.html. An interrupted run
+            resumes from it.
+        images (Path | None): Folder of normal images.
+        data (Path | None): Config of an anomalib datamodule (YAML with class_path and init_args), instead of a folder.
+        per_image (int): Number of pairs per normal image.
+        count (int | None): Total number of pairs, overrides per_image.
+        defects (DefectConfig): Synthetic defects.
+        bank (BankConfig): Bank of defect textures.
+        diffusion (DiffusionConfig): Training of the DDPM.
+        diffusion_path (Path | None): Folder of a trained DDPM. By default one is trained, or taken from the cache.
+        image_size (tuple[int, int]): Height and width in pixels, of the DDPM and of the pairs.
+        full_size (bool): Write each pair at the size of its normal image instead.
+        teacher_weights (str | None): Local ResNet-18 weights, used to measure the health of the DDPM; downloaded by
+            default. If the download fails, the health is not measured.
+        seed (int): Seed of the pairs. Bank and DDPM have their own seeds; the same seeds give the same files.
+        cache_dir (Path | None): Folder for DDPMs and banks. By default the user's cache folder.
+        precision (str): Precision of training and sampling; bf16-mixed is faster on many processors, but not on all.
+    """
+    paths = _normal_images(images, data)
+    cache_dir = cache_dir or default_cache_dir()
+    # What identifies the pairs, named like the options.
+    groups: dict[str, dict[str, Any]] = {"defects": asdict(defects)}
+    pipeline, normal, health = None, None, None
+    output.mkdir(parents=True, exist_ok=True)
+    if defects.needs_bank:
+        groups["bank"] = asdict(bank)
+        groups["diffusion"] = {"path": str(diffusion_path)} if diffusion_path else asdict(diffusion)
+        normal = load_normal_images(paths, image_size, min_images=1)
+        if diffusion_path is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            diffusion_path = prepare_diffusion(normal, diffusion, cache_dir, device, precision)
+        pipeline = load_pipeline(diffusion_path)
+        health = measure_health(pipeline, normal, output, teacher_weights)
+    settings = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    generator = prepare_generator(
+        paths,
+        defects,
+        bank,
+        diffusion,
+        image_size,
+        diffusion_path,
+        cache_dir,
+        precision=precision,
+    )
+    size = None if full_size else image_size
+    pairs = write_pairs(generator, paths, output, per_image, count, size, seed, settings)
+    page = save_report(output, pairs, size, {**settings, "seed": seed}, pipeline, normal, health)
+    print(f"Wrote {len(pairs)} pairs to {output}; {page} shows some of them.")  # noqa: T201
+
+
+def _normal_images(images: Path | None, data: Path | None) -> list[Path]:
+    """Normal images of a folder or of the training set of a datamodule, in the order in which DdpmSt reads them."""
+    if (images is None) == (data is None):
+        msg = "Give either a folder of normal images (--images) or the config of a datamodule (--data)."
+        raise ValueError(msg)
+    if images is not None:
+        return get_image_filenames(images)
+    data = cast("Path", data)
+    try:
+        config = yaml.safe_load(data.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        msg = f"The datamodule config {data} cannot be parsed: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(config, dict):
+        msg = f"The datamodule config {data} must have the keys class_path and init_args."
+        raise ValueError(msg)
+    datamodule = get_datamodule(config.get("data", config))
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return [Path(path) for path in normal_paths(datamodule.train_data.samples)]

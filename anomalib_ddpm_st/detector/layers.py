@@ -1,0 +1,50 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Blocks that student and segmentation head are made of."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def conv_block(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """3 x 3 convolution, batch normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with a skip connection (He et al., 2016).
+
+    Args:
+        width (int): Number of channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_block(width, width),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute features of the same shape, ``(B, C, H, W)``."""
+        return functional.relu(hidden + self.layers(hidden))
+
+
+def resize(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Resize bilinearly, as every map and feature of the detector is resized.
+
+    Args:
+        maps (torch.Tensor): Maps of shape ``(B, C, h, w)``.
+        size (torch.Size): Height and width to return.
+
+    Returns:
+        torch.Tensor: Maps of shape ``(B, C, *size)``.
+    """
+    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)

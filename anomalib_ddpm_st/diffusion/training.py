@@ -1,0 +1,124 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training of the DDPM from images to a saved pipeline."""
+
+import logging
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from anomalib_ddpm_st.core.config import as_config
+from anomalib_ddpm_st.core.progress import StageProgressBar
+
+from .config import DiffusionConfig
+from .lightning_model import DiffusionModule
+from .pipeline import DefectPipeline
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_NAME = "training.ckpt"
+STEPS_PER_EPOCH = 100
+# This many images need no augmentation.
+ENOUGH_IMAGES = 20
+# Larger images are learned, and sampled, in windows.
+MAX_WHOLE_SIZE = 512
+WINDOW_SIZE = 256
+
+
+def train_diffusion(
+    images: torch.Tensor,
+    output_dir: str | Path,
+    config: DiffusionConfig | Mapping[str, Any] | None = None,
+    **trainer_arguments: Any,  # noqa: ANN401
+) -> DefectPipeline:
+    """Train a DDPM on normal images and save it in the folder format of diffusers.
+
+    Images with a side above 512 pixels are learned in windows of 256 pixels and sampled in tiles of that size, so that
+    the memory of the network does not grow with the image. An interrupted training leaves its checkpoint in
+    ``output_dir`` and resumes from it when called again. The global random state of the caller is left as it was.
+
+    Args:
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        output_dir (str | Path): Folder for the checkpoint during training and the pipeline afterwards.
+        config (DiffusionConfig | Mapping[str, Any] | None): Settings. ``None`` takes the defaults.
+            Defaults to ``None``.
+        **trainer_arguments: Arguments of ``lightning.pytorch.Trainer`` such as accelerator, devices or precision.
+
+    Returns:
+        DefectPipeline: Trained pipeline with averaged weights.
+
+    Raises:
+        KeyboardInterrupt: If training was interrupted; the checkpoint stays.
+        ValueError: If a setting is out of its range.
+    """
+    config = as_config(DiffusionConfig, config)
+    output_dir = Path(output_dir)
+    checkpoint = output_dir / CHECKPOINT_NAME
+    sampler = RandomSampler(images, replacement=True, num_samples=STEPS_PER_EPOCH * config.batch_size)
+    dataloader = DataLoader(TensorDataset(images), batch_size=config.batch_size, sampler=sampler)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        module = DiffusionModule(
+            image_size=(images.shape[-2], images.shape[-1]),
+            block_out_channels=config.block_out_channels,
+            learning_rate=config.learning_rate,
+            training_steps=config.training_steps,
+            few_images=len(images) < ENOUGH_IMAGES,
+            window_size=WINDOW_SIZE if max(images.shape[-2:]) > MAX_WHOLE_SIZE else None,
+        )
+        trainer = _make_trainer(checkpoint, config.training_steps, **trainer_arguments)
+        _fit(trainer, module, dataloader, checkpoint)
+    pipeline = module.cpu().pipeline()
+    if trainer.is_global_zero:
+        pipeline.save_pretrained(output_dir)
+        checkpoint.unlink(missing_ok=True)
+    return pipeline
+
+
+def _make_trainer(checkpoint: Path, training_steps: int, **trainer_arguments: Any) -> Trainer:  # noqa: ANN401
+    """Trainer that saves its checkpoint every 100 steps."""
+    return Trainer(
+        max_steps=training_steps,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=checkpoint.parent,
+        callbacks=[
+            StageProgressBar("Stage 1 of 3, DDPM of normal images", training_steps),
+            ModelCheckpoint(
+                dirpath=checkpoint.parent,
+                filename=checkpoint.stem,
+                every_n_epochs=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ],
+        **trainer_arguments,
+    )
+
+
+def _fit(trainer: Trainer, module: DiffusionModule, dataloader: DataLoader, checkpoint: Path) -> None:
+    """Train to the end of the schedule, from the checkpoint if there is one."""
+    if checkpoint.exists():
+        logger.info("Resuming the DDPM training from %s", checkpoint)
+    interrupted = f"The DDPM training stopped at step {{}} of {module.training_steps}; run the command again to resume."
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, dataloader, ckpt_path=checkpoint if checkpoint.exists() else None)
+    except SystemExit as interruption:
+        # Lightning exits on Ctrl-C and leaves the signal ignored.
+        raise KeyboardInterrupt(interrupted.format(trainer.global_step)) from interruption
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+    if trainer.global_step < module.training_steps:
+        raise KeyboardInterrupt(interrupted.format(trainer.global_step))
