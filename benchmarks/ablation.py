@@ -6,20 +6,20 @@
 Example:
     python benchmarks/ablation.py --categories bottle screw magnetic_tile --seeds 1 --budget short
 
-Each cell is a row of the output; a cell whose row is there is not run again, so an interrupted table goes on where it
-was. Three files are written: ``ablation.csv`` with the test set, ``ablation_validation.csv`` with the validation set of
-drawn defects (see ``validation.py``), which is the one that choices are made by, and ``ablation_faint.csv`` with the
-same defects at a third of their strength, which also tells variants apart that find all the plain ones. Budgets:
+Each cell is a row of the output. Existing rows are skipped, so an interrupted table resumes where it stopped. Three
+files are written: ``ablation.csv`` with the test set; ``ablation_validation.csv`` with the validation set of drawn
+defects (see ``validation.py``), which settings are chosen by; and ``ablation_faint.csv`` with the same defects at a
+third of their visibility, which also separates variants that find all the plain ones. Budgets:
 
 - short: 128 px, 300 detector steps of 8, a DDPM of 800 steps of 8, a bank of 160; trained on four fifths of the normal
-  images, the rest is for validation. Textures of 256 px images are not what this measures, nor what a long training
-  learns by heart.
+  images, the rest is for validation. It measures neither textures of 256 px images nor what a long training memorises.
 - long: the same with 1200 detector steps.
-- sharp: the same split, at the shipped image size, DDPM and bank, with 600 detector steps: what surfaces with fine
-  structure are judged by.
-- full: the shipped defaults on all normal images; no validation set, so nothing can be chosen by it.
+- sharp: the same split, at the shipped image size, DDPM and bank, with 600 detector steps, for surfaces with fine
+  structure.
+- full: the shipped defaults on all normal images; without a validation set, so nothing can be chosen by it.
 
-``seconds`` is the detector's training alone: DDPMs and banks come from a cache that the cells share.
+``seconds`` is the detector's training alone: DDPMs and banks come from a cache that the cells share. At the end the
+script prints the mean gain of each variant over the first one, with its standard error.
 """
 
 import gc
@@ -28,25 +28,32 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from anomalib.data import Folder, MVTecAD
 from anomalib.data.utils import ValSplitMode
 from common import (
+    METRICS,
     append_row,
     commit,
+    has_row,
     make_mvtec,
     make_parser,
     make_training_engine,
     measure,
+    merge,
     raw_evaluator,
-    read_rows,
+    read_table,
 )
 from lightning.pytorch import seed_everything
 from validation import split, write_validation_set
 
 from anomalib_ddpm_st import DdpmSt
+from anomalib_ddpm_st.detector import DdpmStModel
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +62,12 @@ Budget = Literal["short", "long", "sharp", "full"]
 # Visibility of the drawn defects in each validation set.
 VALIDATION_SETS = {"validation": 1.0, "faint": 0.35}
 SHORT_SIZE = (128, 128)
-SHORT: dict[str, Any] = {"training_steps": 300, "diffusion_steps": 800, "bank_size": 160, "top_k": 25}
+SHORT: dict[str, Any] = {
+    "training_steps": 300,
+    "diffusion": {"training_steps": 800},
+    "bank": {"size": 160},
+    "top_k": 25,
+}
 SETTINGS: dict[Budget, dict[str, Any]] = {
     "short": SHORT,
     "long": {**SHORT, "training_steps": 1200},
@@ -63,51 +75,59 @@ SETTINGS: dict[Budget, dict[str, Any]] = {
     "full": {},
 }
 
-SEGMENTATION_ALONE = {"distance_weight": 0.0, "memory_weight": 0.0}
-VARIANTS: dict[str, dict[str, Any]] = {
-    # Source of the defects; the default is a mixture of diffusion, paired with normal images, and self-textures.
-    "default": {},
-    "synthesis=none": {"synthesis": "none", "segmentation_weight": 0.0, "distance_weight": 1.0},
-    "synthesis=noise": {"synthesis": "noise"},
-    "synthesis=self_texture": {"synthesis": "self_texture"},
-    "synthesis=diffusion_from_noise": {"synthesis": "diffusion", "from_noise": 1.0},
-    "synthesis=diffusion_inpaint": {"synthesis": "diffusion", "inpaint": True},
-    "synthesis=diffusion": {"synthesis": "diffusion"},
-    # Perturbation of the reverse steps.
-    "perturbation=scaled": {"perturbation": "scaled", "strength": [1.0, 20.0]},
-    "strength=weak": {"strength": [0.2, 0.6]},
-    "strength=strong": {"strength": [1.0, 3.0]},
-    "strength=fixed": {"strength": [1.0, 1.0]},
+
+@dataclass(frozen=True)
+class Variant:
+    """Variant of the detector.
+
+    Attributes:
+        arguments (Mapping[str, Any]): Init arguments of :class:`DdpmSt`, merged with those of the budget.
+        control (Callable[[DdpmStModel], DdpmStModel] | None): Builds a control, which is no option of the package,
+            from the parts of the default network. Defaults to ``None``.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    control: Callable[[DdpmStModel], DdpmStModel] | None = None
+
+    def build(self, **arguments: Any) -> DdpmSt:  # noqa: ANN401
+        """Build the model.
+
+        Args:
+            **arguments: Init arguments of :class:`DdpmSt`; those of the variant win.
+
+        Returns:
+            DdpmSt: Model.
+        """
+        model = DdpmSt(**merge(arguments, self.arguments))
+        if self.control is not None:
+            model.model = self.control(model.model)
+        return model
+
+
+def segmentation_alone(model: DdpmStModel) -> DdpmStModel:
+    """Detector whose map is the segmentation alone, the only component that learns from the defects."""
+    return DdpmStModel(model.teacher, model.student, model.head, component_weights=(1.0, 0.0), top_k=model.top_k)
+
+
+SELF_TEXTURE = {"defects": {"source": "self_texture"}}
+DIFFUSION = {"defects": {"source": "diffusion"}}
+# Labels are those of the result files: where an option was renamed, they keep its old name.
+VARIANTS: dict[str, Variant] = {
+    # Source of the textures; the default is a mixture of both.
+    "default": Variant(),
+    "synthesis=self_texture": Variant(SELF_TEXTURE),
+    "synthesis=diffusion": Variant(DIFFUSION),
+    "synthesis=self_texture, map=segmentation": Variant(SELF_TEXTURE, segmentation_alone),
+    "synthesis=diffusion, map=segmentation": Variant(DIFFUSION, segmentation_alone),
     # Reverse steps of a texture.
-    "sampling_steps=2": {"synthesis": "diffusion", "sampling_steps": 2},
-    "sampling_steps=5": {"synthesis": "diffusion", "sampling_steps": 5},
-    "sampling_steps=20": {"synthesis": "diffusion", "sampling_steps": 20},
-    "sampling_steps=50": {"synthesis": "diffusion", "sampling_steps": 50},
-    # From textures to defects.
-    "local=0": {"local": 0.0},
-    "contrast=off": {"contrast": [0.0, 0.0]},
-    "contour=0.5": {"contour": 0.5},
-    "jitter=0": {"jitter": 0.0},
-    "soft=0": {"soft": 0.0},
-    "filled=0": {"filled": 0.0},
-    "displacement=0": {"displacement": 0.0},
-    "augmentation=none": {"augmentation": "none"},
-    "variation=0": {"variation": 0.0},
-    "mixup=0.3": {"mixup": 0.3},
-    # Detector.
-    "loss=cosine": {"segmentation_weight": 0.0, "distance_weight": 1.0},
-    "map=segmentation": SEGMENTATION_ALONE,
-    "map=memory": {"memory_weight": 1.0},
-    # What the defects teach shows in the segmentation: the other two thirds of the map hardly depend on them.
-    "synthesis=self_texture, map=segmentation": {"synthesis": "self_texture", **SEGMENTATION_ALONE},
-    "synthesis=diffusion, map=segmentation": {"synthesis": "diffusion", **SEGMENTATION_ALONE},
-    "memory=0": {"memory_weight": 0.0},
-    "memory=512": {"memory_size": 512},
-    "student=symmetric": {"student": "symmetric"},
-    "student=encoder": {"student": "encoder"},
-    "head_input=distance": {"head_input": "distance"},
-    "head_input=both": {"head_input": "both"},
-    "learning_rate=1e-3": {"learning_rate": 1e-3},
+    **{
+        f"sampling_steps={steps}": Variant({**DIFFUSION, "bank": {"num_inference_steps": steps}})
+        for steps in (2, 5, 20, 50)
+    },
+    # Shape of the masks.
+    "local=0": Variant({"defects": {"p_local": 0.0}}),
+    "filled=0": Variant({"defects": {"p_filled": 0.0}}),
+    "soft=0": Variant({"defects": {"p_soft": 0.0}}),
 }
 
 
@@ -123,18 +143,18 @@ def make_datamodule(
     Args:
         data_root (Path): Folder of the categories.
         category (str): Name of the category.
-        budget (Budget): All but ``"full"`` hold normal images out of training.
-        batch_size (int): Images of a training step.
-        cache_dir (Path): Folder that gets a copy without the images that are held out.
+        budget (Budget): All but ``"full"`` hold out normal images.
+        batch_size (int): Images per training step.
+        cache_dir (Path): Folder for a copy without the held-out images.
 
     Returns:
-        tuple[MVTecAD, list[str]]: Datamodule, and the normal images that are held out.
+        tuple[MVTecAD, list[str]]: Datamodule, and the held-out normal images.
     """
     held_out: list[str] = []
     if budget != "full":
         category_dir = (data_root / category).resolve()
         _, held_out = split([str(path) for path in (category_dir / "train" / "good").iterdir()])
-        # A copy, since a datamodule reads its folder again whenever it is set up, and follows no links out of it.
+        # A copy, since a datamodule reads its folder again at every setup and follows no links out of it.
         data_root = cache_dir / "data"
         if not (data_root / category).exists():
             partial = data_root / f"{category}.partial"
@@ -164,40 +184,42 @@ def validation_datamodule(folder: Path) -> Folder:
 
 
 def run_cell(
-    arguments: dict[str, Any],
+    variant: Variant,
     category: str,
     seed: int,
     budget: Budget,
     data_root: Path,
     cache_dir: Path,
+    teacher_weights: str | None,
     precision: str = "32-true",
     batch_size: int = 8,
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Train one variant and measure it.
 
     Args:
-        arguments (dict[str, Any]): Init arguments of :class:`DdpmSt`.
+        variant (Variant): Variant.
         category (str): Name of the category.
         seed (int): Seed of the detector's training.
         budget (Budget): One of the four above.
         data_root (Path): Folder of the categories.
         cache_dir (Path): Cache of DDPMs, banks and validation sets.
-        precision (str): Precision of the Trainer while training; measured in 32 bit.
-        batch_size (int): Images of a training step.
+        teacher_weights (str | None): Local weights, or ``None`` to download them.
+        precision (str): Precision of the Trainer in training; measured in FP32. Defaults to ``"32-true"``.
+        batch_size (int): Images per training step. Defaults to ``8``.
 
     Returns:
         tuple[float, dict[str, dict[str, float]]]: Seconds of the detector's training, and metrics in percent by set.
     """
     seed_everything(seed, verbose=False)
     datamodule, held_out = make_datamodule(data_root, category, budget, batch_size, cache_dir)
-    size = SHORT_SIZE if budget in {"short", "long"} else None
-    arguments = {"pre_processor": DdpmSt.configure_pre_processor(size), **SETTINGS[budget], **arguments}
-    model = DdpmSt(
+    model = variant.build(
+        pre_processor=DdpmSt.configure_pre_processor(SHORT_SIZE if budget in {"short", "long"} else None),
+        teacher_weights=teacher_weights,
         cache_dir=str(cache_dir),
         evaluator=raw_evaluator(),
         post_processor=False,
         visualizer=False,
-        **arguments,
+        **SETTINGS[budget],
     )
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as work_dir:
@@ -221,13 +243,26 @@ def run_cell(
     return seconds, results
 
 
-def finished_cells(path: Path) -> set[tuple[str, str, str, str]]:
-    """Variant, category, seed and budget of the rows of a file."""
-    return {(row["variant"], row["category"], row["seed"], row["budget"]) for row in read_rows(path)}
+def gains(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Gain of each variant over a baseline, paired by category, seed and budget.
+
+    Args:
+        table (pd.DataFrame): Rows of one file.
+        baseline (str): Label of a variant.
+
+    Returns:
+        pd.DataFrame: Mean gain in points, its standard error and the number of pairs, by variant and metric.
+    """
+    cell = ["category", "seed", "budget", "metric"]
+    rows = table.melt(["variant", *cell[:-1]], METRICS, "metric", "value")
+    pairs = rows.merge(rows[rows["variant"] == baseline], on=cell, suffixes=("", "_baseline"))
+    pairs["gain"] = pairs["value"] - pairs["value_baseline"]
+    others = pairs[pairs["variant"] != baseline]
+    return others.groupby(["variant", "metric"], sort=False)["gain"].agg(["mean", "sem", "count"])
 
 
 def main() -> None:
-    """Run the cells of the table that are not there yet."""
+    """Run the missing cells of the table and print the gains over the first variant."""
     parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/ablation.csv")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--budget", type=Budget, default="short")
@@ -238,31 +273,31 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     outputs = {name: options.output.with_stem(f"{options.output.stem}_{name}") for name in VALIDATION_SETS}
     for variant, seed, category in itertools.product(options.variants, options.seeds, options.categories):
-        key = (variant, category, str(seed), options.budget)
-        if key in finished_cells(options.output):
+        key = {"variant": variant, "category": category, "seed": seed, "budget": options.budget}
+        if has_row(options.output, **key):
             continue
         seconds, results = run_cell(
-            {"teacher_weights": options.teacher_weights, **VARIANTS[variant]},
+            VARIANTS[variant],
             category,
             seed,
             options.budget,
             options.data_root,
             options.cache_dir,
+            options.teacher_weights,
             options.precision,
         )
-        cell = {
-            "variant": variant,
-            "category": category,
-            "seed": seed,
-            "budget": options.budget,
-            "commit": commit(),
-            "seconds": round(seconds, 1),
-        }
-        # The test row comes last: it is the one that says the cell is done.
+        cell = {**key, "commit": commit(), "seconds": round(seconds, 1)}
+        # The test row comes last: it marks the cell as finished.
         for name, path in {**outputs, "test": options.output}.items():
-            if name in results and key not in finished_cells(path):
+            if name in results and not has_row(path, **key):
                 append_row(path, {**cell, **results[name]})
         logger.warning("%s, %s, seed %d: %s", variant, category, seed, results)
+    for path in (options.output, *outputs.values()):
+        table = read_table(path)
+        if path.exists() and len(options.variants) > 1:
+            chosen = table[table["variant"].isin(options.variants) & (table["budget"] == options.budget)]
+            baseline = options.variants[0]
+            logger.warning("%s, gains over %s:\n%s", path.stem, baseline, gains(chosen, baseline).round(2).to_string())
 
 
 if __name__ == "__main__":

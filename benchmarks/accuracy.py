@@ -7,13 +7,14 @@ Example:
     python benchmarks/accuracy.py --data-root ../shared/data/mvtec_layout --categories bottle --seeds 42 \
         --output benchmarks/results/accuracy.csv
 
-A file that ends in ``.json`` gets the record of a single run with more detail instead of a table row.
+If the output ends in ``.json``, a single run is recorded in more detail instead of as a table row.
 """
 
 import itertools
 import logging
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ from common import (
 from lightning.pytorch import seed_everything
 from torchvision.utils import save_image
 
-import anomalib_ddpm_st
-from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
-from anomalib_ddpm_st.synthesis.preparation import load_pipeline
+from anomalib_ddpm_st import DdpmSt, DiffusionAnomalyGenerator
+from anomalib_ddpm_st.diffusion import load_pipeline
 from anomalib_ddpm_st.visualization import save_contact_sheet, save_score_histogram
 
 logger = logging.getLogger(__name__)
+
+SYNTHETIC_ROWS = 12
 
 
 def evaluate(
@@ -57,7 +59,7 @@ def evaluate(
         datamodule (MVTecAD): Data without a validation set.
         precision (str): Precision of the Trainer.
         work_dir (Path): Folder for checkpoints.
-        max_epochs (int | None): Epochs of a model that does not say itself when it is done. Defaults to ``None``.
+        max_epochs (int | None): Epochs of a model without a schedule of its own. Defaults to ``None``.
 
     Returns:
         dict[str, float]: Metrics in percent.
@@ -70,13 +72,13 @@ def evaluate(
 
 @torch.no_grad()
 def save_pictures(model: AnomalibModule, datamodule: MVTecAD, prefix: Path, per_type: int = 3) -> None:
-    """Save the raw anomaly maps of some test images of each kind and the histogram of all scores.
+    """Save raw anomaly maps of some test images of each kind, and a histogram of all scores.
 
     Args:
         model (AnomalibModule): Trained model.
         datamodule (MVTecAD): Data.
-        prefix (Path): Start of the names of the PNG files.
-        per_type (int): Images of each kind of defect. Defaults to ``3``.
+        prefix (Path): Prefix of the PNG files.
+        per_type (int): Number of images of each kind of defect. Defaults to ``3``.
     """
     model.eval()
     columns: dict[str, list[torch.Tensor]] = {"image": [], "annotation": [], "anomaly map": []}
@@ -104,47 +106,48 @@ def save_pictures(model: AnomalibModule, datamodule: MVTecAD, prefix: Path, per_
 
 
 @torch.no_grad()
-def save_synthesis_pictures(model: anomalib_ddpm_st.DdpmSt, datamodule: MVTecAD, prefix: Path) -> None:
-    """Save samples of the undisturbed DDPM and synthetic defects with their masks.
+def save_synthesis_pictures(model: DdpmSt, datamodule: MVTecAD, prefix: Path) -> None:
+    """Save unperturbed samples of the DDPM, and synthetic defects with their masks.
 
     Args:
         model (DdpmSt): Model trained in this process.
         datamodule (MVTecAD): Data.
-        prefix (Path): Start of the names of the PNG files.
+        prefix (Path): Prefix of the PNG files.
     """
     generator = torch.Generator().manual_seed(0)
     samples = load_pipeline(model.diffusion_dir)(batch_size=16, generator=generator, num_inference_steps=50).images
     save_image(samples, f"{prefix}_ddpm_samples.png", nrow=4)
-    transform = DiffusionAnomalyGenerator(model.bank_dir, probability=1.0, generator=generator)
-    normal = torch.stack([model.pre_processor(datamodule.train_data[index].image[None])[0] for index in range(12)])
+    transform = DiffusionAnomalyGenerator(model.bank_dir, replace(model.defects, probability=1.0), generator)
+    images = [datamodule.train_data[index].image for index in range(min(len(datamodule.train_data), SYNTHETIC_ROWS))]
+    normal = torch.stack([model.pre_processor(image[None])[0] for image in images])
     synthetic, masks = transform(normal)
     columns = {"normal": list(normal), "synthetic": list(synthetic), "mask": list(masks)}
     save_contact_sheet(f"{prefix}_synthetic.png", columns)
 
 
 def main() -> None:
-    """Train and test models, and write one row for each model, category and seed."""
+    """Train and test models; write one row for each model, category and seed."""
     parser = make_parser(__doc__, ["bottle"], "benchmarks/results/accuracy.csv")
-    parser.add_argument("--models", nargs="+", default=["DdpmSt"], help="Names that anomalib's get_model takes.")
+    parser.add_argument("--models", nargs="+", default=["DdpmSt"], help="Names for anomalib's get_model.")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument(
         "--cache-dir",
         type=str | None,
         default=None,
-        help="Cache of DDPMs and banks. By default a new one for each run, so that its time is counted.",
+        help="Cache of DDPMs and banks. By default a new one for each run, so that their time is counted.",
     )
-    parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of the models.")
+    parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of models, as JSON.")
     parser.add_argument(
         "--max-epochs",
         type=int | None,
         default=None,
-        help="For models that do not know when they are done: STFPM would take 1000; anomalib's config of it says 100.",
+        help="For models without a schedule: STFPM would train for 1000 epochs, anomalib's config of it says 100.",
     )
     options = parser.parse_args()
     for name, category, seed in itertools.product(options.models, options.categories, options.seeds):
         with tempfile.TemporaryDirectory() as work_dir:
             arguments = dict(options.model_arguments)
-            if name == anomalib_ddpm_st.DdpmSt.__name__:
+            if name == DdpmSt.__name__:
                 arguments = ddpm_st_arguments(options.teacher_weights, options.cache_dir, work_dir, arguments)
             run(
                 name,
@@ -193,7 +196,7 @@ def run(
         }
         save_record(output, record)
         save_pictures(model, datamodule, output.with_suffix(""))
-        if isinstance(model, anomalib_ddpm_st.DdpmSt) and model.needs_bank:
+        if isinstance(model, DdpmSt) and model.bank_dir is not None:
             save_synthesis_pictures(model, datamodule, output.with_suffix(""))
     else:
         row = {"model": name, "category": category, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}

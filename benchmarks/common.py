@@ -1,9 +1,8 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What every benchmark states beside its figures."""
+"""What the benchmarks share: data, training, metrics, tables, records and plots."""
 
-import csv
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from anomalib.data import AnomalibDataModule, MVTecAD
 from anomalib.data.utils import ValSplitMode
@@ -26,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
+# Names that can look like numbers.
+TEXT_COLUMNS = dict.fromkeys(("model", "category", "commit", "variant"), str)
 
 
 def command() -> str:
@@ -34,18 +36,18 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Commit that is checked out, marked where files differ from it."""
+    """Commit that is checked out, marked as dirty if files differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    # Results are what a benchmark writes itself.
+    # A benchmark writes the results itself.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
 
 
 def machine() -> str:
-    """Processor or GPU, number of cores and versions that the figures depend on."""
+    """Processor or GPU, number of cores and version of torch, which the figures depend on."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -61,7 +63,7 @@ def machine() -> str:
 
 
 def peak_rss_gib() -> float:
-    """Largest resident memory of this process so far, in GiB."""
+    """Peak resident memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -85,13 +87,13 @@ def make_mvtec(
     eval_batch_size: int = 8,
     num_workers: int = 2,
 ) -> MVTecAD:
-    """Data of one category, all of its test images for the test: nothing is validated on them.
+    """Data of one category, without a validation set: all test images are kept for the test.
 
     Args:
         data_root (Path): Folder of the categories.
         category (str): Name of the category.
-        batch_size (int): Images of a training step. Defaults to ``8``.
-        eval_batch_size (int): Images measured at a time. Defaults to ``8``.
+        batch_size (int): Images per training step. Defaults to ``8``.
+        eval_batch_size (int): Images per evaluation batch. Defaults to ``8``.
         num_workers (int): Processes that read images. Defaults to ``2``.
 
     Returns:
@@ -108,7 +110,7 @@ def make_mvtec(
 
 
 def make_training_engine(precision: str, **trainer_arguments: Any) -> Engine:  # noqa: ANN401
-    """Engine that trains to the end of the schedule and validates nothing.
+    """Engine that trains to the end of the schedule without validation.
 
     Args:
         precision (str): Precision of the Trainer.
@@ -126,7 +128,7 @@ def measure(
     verbose: bool = True,
     **trainer_arguments: Any,  # noqa: ANN401
 ) -> dict[str, float]:
-    """Measure a model on a test set in 32 bit.
+    """Measure a model on a test set in FP32.
 
     Args:
         model (AnomalibModule): Model without post-processor and with :func:`raw_evaluator`.
@@ -143,7 +145,7 @@ def measure(
 
 
 def make_parser(description: str | None, categories: Sequence[str], output: str) -> ArgumentParser:
-    """Parser with the options that every benchmark with training has.
+    """Parser with the options of every benchmark that trains.
 
     Args:
         description (str | None): Docstring of the script.
@@ -162,10 +164,27 @@ def make_parser(description: str | None, categories: Sequence[str], output: str)
         "--teacher-weights",
         type=str | None,
         default="../shared/weights/resnet18_tv_in1k_stem_to_layer3_bnfolded.pth",
-        help="Local weights for DdpmSt; null asks the hub.",
+        help="Local weights for DdpmSt; null downloads them.",
     )
-    parser.add_argument("--precision", type=str, default="32-true", help="While training; measured in 32 bit.")
+    parser.add_argument("--precision", type=str, default="32-true", help="Of training; measured in FP32.")
     return parser
+
+
+def merge(*settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings.
+
+    Args:
+        *settings (Mapping[str, Any]): Settings; values of later ones win, and mappings are merged in the same way.
+
+    Returns:
+        dict[str, Any]: Settings of all of them.
+    """
+    merged: dict[str, Any] = {}
+    for name, value in (item for part in settings for item in part.items()):
+        previous = merged.get(name)
+        both = isinstance(previous, Mapping) and isinstance(value, Mapping)
+        merged[name] = merge(previous, value) if both else value
+    return merged
 
 
 def ddpm_st_arguments(
@@ -174,11 +193,11 @@ def ddpm_st_arguments(
     work_dir: str | Path,
     model_arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Init arguments of DdpmSt by the options of a benchmark.
+    """Init arguments of DdpmSt from the options of a benchmark.
 
     Args:
-        teacher_weights (str | None): Local weights, or ``None`` to ask the hub.
-        cache_dir (str | None): Cache of DDPMs and banks. ``None`` takes a new one in ``work_dir``.
+        teacher_weights (str | None): Local weights, or ``None`` to download them.
+        cache_dir (str | None): Cache of DDPMs and banks. ``None`` creates a new one in ``work_dir``.
         work_dir (str | Path): Folder of this run.
         model_arguments (Mapping[str, Any]): Further arguments, which win.
 
@@ -186,11 +205,11 @@ def ddpm_st_arguments(
         dict[str, Any]: Arguments.
     """
     defaults = {"teacher_weights": teacher_weights, "cache_dir": cache_dir or str(Path(work_dir) / "cache")}
-    return {**defaults, **model_arguments}
+    return merge(defaults, model_arguments)
 
 
 def save_record(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures to a JSON file, and how they came about.
+    """Write figures to a JSON file, with command, commit and machine.
 
     Args:
         path (Path): File to write.
@@ -199,6 +218,24 @@ def save_record(path: Path, figures: Mapping[str, Any]) -> None:
     record = {**figures, "command": command(), "commit": commit(), "machine": machine()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, with a header if the file is new; rows written before an interruption stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame([row])
+    table.to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\n", encoding="utf-8")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Rows of a CSV file; an empty table if there is no file."""
+    return pd.read_csv(path, dtype=TEXT_COLUMNS) if path.exists() else pd.DataFrame()
+
+
+def has_row(path: Path, **values: Any) -> bool:  # noqa: ANN401
+    """Whether a CSV file has a row with these values, so that it need not be measured again."""
+    table = read_table(path)
+    return not table.empty and bool((table[list(values)] == pd.Series(values, dtype=object)).all(axis=1).any())
 
 
 def flops(run: Callable[[], object]) -> int:
@@ -212,14 +249,14 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 def save_lines(panels: Mapping[str, Mapping[str, Line]], xlabel: str, path: Path, ticks: Sequence[int] = ()) -> None:
-    """Plot lines in panels beside each other.
+    """Plot lines in panels side by side.
 
     Args:
-        panels (Mapping[str, Mapping[str, Line]]): Lines of each panel by their names, each as values of both axes, by
-            the label of the vertical axis.
+        panels (Mapping[str, Mapping[str, Line]]): For each label of a vertical axis the lines of its panel: values of
+            both axes by name.
         xlabel (str): Label of the horizontal axes.
         path (Path): PNG file.
-        ticks (Sequence[int]): Ticks of the horizontal axes, which are logarithmic then.
+        ticks (Sequence[int]): Ticks of the horizontal axes, which are logarithmic if there are any. Defaults to none.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.5), layout="constrained")
     for panel, (ylabel, lines) in zip(axes, panels.items(), strict=True):
@@ -236,22 +273,3 @@ def save_lines(panels: Mapping[str, Mapping[str, Line]], xlabel: str, path: Path
     axes[0].legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file, with a header where the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file, none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

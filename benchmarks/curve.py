@@ -6,12 +6,12 @@
 Example:
     python benchmarks/curve.py --categories bottle screw magnetic_tile --precision bf16-mixed
 
-One training run for each category and seed: its weights are kept after each of ``--shares`` of the one-cycle schedule
-and measured when it is done. All but the last are measured in the middle of the schedule, at a high learning rate, so
-a schedule of that length would do better. The last is the shipped detector. ``seconds`` counts from the start, with
-DDPM and bank, if ``--cache-dir`` is new. A curve whose rows are there is not run again, and with ``--weights-dir`` one
-that was interrupted goes on from its last checkpoint. ``--accuracy-output`` takes the last row, as ``accuracy.py``
-would write it after the same training.
+One training run for each category and seed: its weights are kept after each of ``--fractions`` of the one-cycle
+schedule and measured when it is complete. All but the last come from the middle of the schedule, at a high learning
+rate, so a schedule of that length would do better. The last is the shipped detector. ``seconds`` counts from the start,
+with DDPM and bank if ``--cache-dir`` is new. Existing curves are skipped, and with ``--weights-dir`` an interrupted one
+resumes from its last checkpoint. ``--accuracy-output`` also gets the last row, as ``accuracy.py`` would write it after
+the same training.
 """
 
 import logging
@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from anomalib.data import MVTecAD
 from common import (
@@ -29,12 +30,13 @@ from common import (
     append_row,
     commit,
     ddpm_st_arguments,
+    has_row,
     make_mvtec,
     make_parser,
     make_training_engine,
     measure,
     raw_evaluator,
-    read_rows,
+    read_table,
     save_lines,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -46,11 +48,11 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "interrupted"
 CHECKPOINT_STEPS = 250
-RENEW_MEMORY_HELP = "Fill the memory of normal features by the code of now: for weights of an older commit."
+RENEW_MEMORY_HELP = "Refill the memory bank: for weights of an older commit."
 
 
 class Snapshots(Callback):
-    """Keep the weights at some steps of training, and the time that they took, however often it was interrupted.
+    """Keep the weights at some steps of training, and the training time up to there, across interruptions.
 
     Args:
         steps (Sequence[int]): Numbers of optimiser steps.
@@ -68,7 +70,7 @@ class Snapshots(Callback):
         return self.folder / f"step{step}.pt"
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args, **kwargs) -> None:
-        """Save the weights if it is time to."""
+        """Save the weights if the step is one of those to keep."""
         del args, kwargs
         step = trainer.global_step
         if step in self.steps and step not in self.seconds:
@@ -76,25 +78,25 @@ class Snapshots(Callback):
             torch.save(pl_module.state_dict(), self.path(step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Time up to a checkpoint."""
+        """Training time up to a checkpoint."""
         return {"seconds": self.seconds, "elapsed": time.perf_counter() - self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the time of a checkpoint."""
+        """Resume with the training time of a checkpoint."""
         self.seconds = state_dict["seconds"]
         self.start = time.perf_counter() - state_dict["elapsed"]
 
 
 def finished(checkpoint: Path, snapshots: Snapshots, training_steps: int) -> dict[int, float] | None:
-    """Read how long a training took that was finished before, and whose weights only need to be measured.
+    """Read the training time of a complete training, whose weights only need to be measured.
 
     Args:
         checkpoint (Path): Checkpoint of the training.
-        snapshots (Snapshots): Weights that it was to keep.
+        snapshots (Snapshots): Weights to keep.
         training_steps (int): Steps of the whole schedule.
 
     Returns:
-        dict[int, float] | None: Seconds by step, or ``None`` if the training is not finished.
+        dict[int, float] | None: Seconds by step, or ``None`` if the training is not complete.
     """
     if not checkpoint.exists():
         return None
@@ -111,16 +113,16 @@ def load_snapshot(
     seed: int,
     renew_memory: bool = False,
 ) -> None:
-    """Load weights that were kept, which was before the scores of that step could be calibrated, and calibrate them.
+    """Load kept weights and calibrate their scores, which training does only when it ends.
 
     Args:
         model (DdpmSt): Model to load into.
         weights (Path): File of the weights.
         datamodule (MVTecAD): Data of the training, set up.
         seed (int): Seed of the calibration.
-        renew_memory (bool): Fill the memory of normal features anew. Defaults to ``False``.
+        renew_memory (bool): Refill the memory bank. Defaults to ``False``.
     """
-    # As training leaves it: in another layout sums are rounded otherwise.
+    # The layout of training: another one would round sums differently.
     model.model.to(memory_format=torch.channels_last)
     state = torch.load(weights, weights_only=True)
     model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
@@ -131,7 +133,7 @@ def load_snapshot(
 def run(
     category: str,
     seed: int,
-    shares: Sequence[float],
+    fractions: Sequence[float],
     arguments: dict[str, Any],
     data_root: Path,
     precision: str,
@@ -143,21 +145,21 @@ def run(
     Args:
         category (str): Name of the category.
         seed (int): Seed.
-        shares (Sequence[float]): Shares of the schedule to measure after.
+        fractions (Sequence[float]): Fractions of the schedule to measure after.
         arguments (dict[str, Any]): Init arguments of :class:`DdpmSt`.
         data_root (Path): Folder of the categories.
-        precision (str): Precision of the Trainer while training; measured in 32 bit.
-        folder (Path): Folder for weights; a checkpoint of the same run that lies there is gone on from, or, if it is
-            of the last step, only measured.
-        renew_memory (bool): Fill the memory of normal features anew before measuring. Defaults to ``False``.
+        precision (str): Precision of the Trainer in training; measured in FP32.
+        folder (Path): Folder for weights. Training resumes from a checkpoint in it; a complete training is only
+            measured.
+        renew_memory (bool): Refill the memory bank before measuring. Defaults to ``False``.
 
     Returns:
-        list[dict[str, Any]]: One row for each share.
+        list[dict[str, Any]]: One row for each fraction.
     """
     seed_everything(seed, verbose=False)
     model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
     datamodule = make_mvtec(data_root, category)
-    snapshots = Snapshots([round(share * model.training_steps) for share in shares], folder)
+    snapshots = Snapshots([round(fraction * model.training_steps) for fraction in fractions], folder)
     checkpoint = folder / f"{CHECKPOINT}.ckpt"
     interval = min(CHECKPOINT_STEPS, model.training_steps)
     keep = ModelCheckpoint(folder, CHECKPOINT, every_n_train_steps=interval, enable_version_counter=False)
@@ -168,46 +170,42 @@ def run(
         seconds = snapshots.seconds
     datamodule.setup()
     rows = []
-    for step, seconds_then in seconds.items():
+    for step, elapsed in seconds.items():
         load_snapshot(model, snapshots.path(step), datamodule, seed, renew_memory)
         metrics = measure(model, datamodule, verbose=False, default_root_dir=folder)
-        row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(seconds_then, 1)}
+        row = {"category": category, "seed": seed, "commit": commit(), "step": step, "seconds": round(elapsed, 1)}
         rows.append({**row, **metrics})
     return rows
 
 
-def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:
+def save_plot(table: pd.DataFrame, path: Path) -> None:
     """Plot each metric against the time.
 
     Args:
-        rows (Sequence[dict[str, str]]): Rows of the CSV file.
+        table (pd.DataFrame): Rows of the CSV file.
         path (Path): PNG file.
     """
-    runs = {f"{row['category']}, seed {row['seed']}": [] for row in rows}
-    for row in rows:
-        runs[f"{row['category']}, seed {row['seed']}"].append(row)
+    runs = {
+        f"{category}, seed {seed}": run for (category, seed), run in table.groupby(["category", "seed"], sort=False)
+    }
     panels = {
-        f"{metric} in %": {
-            name: ([float(row["seconds"]) / 60 for row in points], [float(row[metric]) for row in points])
-            for name, points in runs.items()
-        }
-        for metric in METRICS
+        f"{metric} in %": {name: (run["seconds"] / 60, run[metric]) for name, run in runs.items()} for metric in METRICS
     }
     save_lines(panels, "minutes of training, with DDPM and bank", path)
 
 
 def main() -> None:
-    """Run the curves that are not there yet and plot all of them."""
+    """Run the missing curves and plot all of them."""
     parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/curve.csv")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.6, 0.8, 1.0])
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.6, 0.8, 1.0])
     parser.add_argument("--cache-dir", type=str | None, default=None, help="By default a new one for each curve.")
     parser.add_argument("--weights-dir", type=Path | None, default=None, help="Keep the weights here.")
     parser.add_argument("--accuracy-output", type=Path | None, default=None, help="Table of accuracy.py to append to.")
-    parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of DdpmSt.")
+    parser.add_argument("--model-arguments", type=dict, default={}, help="Further init arguments of DdpmSt, as JSON.")
     parser.add_argument("--renew-memory", type=bool, default=False, help=RENEW_MEMORY_HELP)
     options = parser.parse_args()
     for seed, category in product(options.seeds, options.categories):
-        if any((row["category"], row["seed"]) == (category, str(seed)) for row in read_rows(options.output)):
+        if has_row(options.output, category=category, seed=seed):
             continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) if options.weights_dir is None else options.weights_dir / f"{category}-{seed}"
@@ -221,7 +219,7 @@ def main() -> None:
             rows = run(
                 category,
                 seed,
-                options.shares,
+                options.fractions,
                 arguments,
                 options.data_root,
                 options.precision,
@@ -231,10 +229,10 @@ def main() -> None:
         for row in rows:
             append_row(options.output, row)
             logger.warning("%s", row)
-        if options.accuracy_output is not None and max(options.shares) == 1:
+        if options.accuracy_output is not None and max(options.fractions) == 1:
             last = {name: value for name, value in rows[-1].items() if name != "step"}
             append_row(options.accuracy_output, {"model": DdpmSt.__name__, **last})
-        save_plot(read_rows(options.output), options.output.with_suffix(".png"))
+        save_plot(read_table(options.output), options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

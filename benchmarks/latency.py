@@ -6,18 +6,17 @@
 Example:
     python benchmarks/latency.py --threads 2
 
-Every model is exported by anomalib for one image of 256 x 256 pixels, its own resize and post-processing in the graph,
-and run by OpenVINO with the same image and number of threads. Weights are random: they change the time of none of
-them. What grows with training has the size that it has on MVTec AD bottle: the coreset of PatchCore holds 2,140
-features, 1 % of those of 209 images. INT8 is made by NNCF's post-training quantisation, for DdpmSt with the operations
-in 32 bit that its own export leaves so, and with noise: its figures are of time alone.
+Every model is exported by anomalib for one image of 256 x 256 pixels, with its own resize and post-processing in the
+graph, and run by OpenVINO with the same image and number of threads. Weights are random: they do not affect the time.
+Parts that grow with training have their size for MVTec AD bottle: the coreset of PatchCore holds 2,140 features, 1 % of
+those of 209 images. INT8 is made by NNCF's post-training quantisation with noise, so its figures are of time alone;
+DdpmSt keeps the operations in FP32 that its own export keeps in FP32.
 
-Latency is the median of runs of one image at a time. All models and precisions take turns, so that a busy moment of the
-machine hits all of them; of a turn the first runs do not count, in which a model finds the cache full of the one before
-it. The spread is half of the distance between the quartiles. Throughput is that of four seconds of OpenVINO's
-asynchronous queue. Memory is the largest resident set of a process that loads the model and runs it ten times.
-OpenVINO computes in 32 bit where the table says FP32 or FP16 (whose weights are 16 bit in the file), also on processors
-that have something shorter.
+Latency is the median of runs of one image at a time. Models and precisions are interleaved, so that a busy moment of
+the machine affects all of them; the first runs of a turn do not count, since the cache still holds the previous model.
+The spread is half the interquartile range. Throughput is that of four seconds of OpenVINO's asynchronous queue. Memory
+is the peak resident set of a process that loads the model and runs it ten times. FP32 and FP16 (FP16 weights in the
+file) are computed in FP32, also on processors with a shorter type.
 """
 
 import logging
@@ -51,7 +50,7 @@ from common import append_row, flops, save_record
 from jsonargparse import ArgumentParser
 
 from anomalib_ddpm_st import DdpmSt
-from anomalib_ddpm_st.detector.quantization import quantize
+from anomalib_ddpm_st.detector.openvino import quantize
 
 SIZE = 256
 PATCHCORE_FEATURES = 2140
@@ -59,7 +58,7 @@ CALIBRATION_IMAGES = 10
 WARM_UP = 2
 TURN = 5
 THROUGHPUT_SECONDS = 4.0
-# One for all that does not go before the others, for what anomalib_ddpm_st.signals is about.
+# A single one that outlives all models, see anomalib_ddpm_st.core.signal_stack.
 CORE = ov.Core()
 PRECISIONS = ("FP32", "FP16", "INT8")
 
@@ -74,7 +73,7 @@ config = {"INFERENCE_NUM_THREADS": int(sys.argv[2]), "INFERENCE_PRECISION_HINT":
 compiled = core.compile_model(model, "CPU", config)
 for _ in range(10):
     compiled(np.zeros((1, 3, int(sys.argv[3]), int(sys.argv[3])), np.float32))
-# Not what getrusage says, which begins with the process that started this one.
+# Not getrusage, which starts from the memory of the parent process.
 print(re.search("VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
 """
 
@@ -96,16 +95,16 @@ def _padim() -> Padim:
 
 def _ddpm_st() -> DdpmSt:
     model = DdpmSt(pre_trained=False)
-    memory = model.model.memory
-    if memory is not None:
-        memory.scale.fill_(1.0)
-        for level in memory.levels:
+    memory_bank = model.model.memory_bank
+    if memory_bank is not None:
+        memory_bank.scale.fill_(1.0)
+        for level in memory_bank.levels:
             level.copy_(torch.nn.functional.normalize(torch.rand_like(level), dim=1))
     return model
 
 
 def _draem() -> Draem:
-    # An existing folder keeps it from downloading textures.
+    # With an existing folder it downloads no textures.
     return Draem(dtd_dir=tempfile.gettempdir())
 
 
@@ -121,7 +120,7 @@ MODELS: dict[str, Callable[[], AnomalibModule]] = {
 
 
 def build(name: str) -> AnomalibModule:
-    """Model with random weights, in evaluation mode, that normalises scores as a trained one does."""
+    """Model with random weights, in evaluation mode, that normalises scores like a trained one."""
     create_model = timm.create_model
 
     def create_random(*args: Any, **kwargs: Any) -> torch.nn.Module:  # noqa: ANN401
@@ -129,7 +128,7 @@ def build(name: str) -> AnomalibModule:
 
     with mock.patch("timm.create_model", create_random):
         model = MODELS[name]().eval()
-    # Never validated, a post-processor has no thresholds and no range of scores.
+    # Without validation a post-processor has no thresholds and no range of scores.
     state = model.post_processor.state_dict()
     values = {"min": 0.0, "max": 1.0}
     model.post_processor.load_state_dict(
@@ -139,7 +138,7 @@ def build(name: str) -> AnomalibModule:
 
 
 def count_macs(model: AnomalibModule) -> int:
-    """Multiplications and additions of convolutions and matrix products for one image."""
+    """Multiply-accumulate operations of convolutions and matrix products for one image."""
     return flops(lambda: model.model(torch.rand(1, 3, SIZE, SIZE))) // 2
 
 
@@ -151,9 +150,9 @@ def export(model: AnomalibModule, folder: Path) -> dict[str, Path]:
         folder (Path): Folder to write to.
 
     Returns:
-        dict[str, Path]: File of each precision; no INT8 where NNCF cannot quantise the model.
+        dict[str, Path]: File of each precision; no INT8 if NNCF cannot quantise the model.
     """
-    # Of batches of unknown size anomalib makes batches of two for PatchCore.
+    # With a dynamic batch size anomalib would export batches of two for PatchCore.
     onnx_arguments = {"opset_version": 18, "dynamic_shapes": None}
     arguments: dict[str, Any] = {"input_size": (SIZE, SIZE), "onnx_kwargs": onnx_arguments}
     paths = {
@@ -184,11 +183,11 @@ def compile_model(path: Path, threads: int, hint: str) -> ov.CompiledModel:
 
 
 def measure_latency(compiled: dict[tuple[str, str], ov.CompiledModel], runs: int) -> dict[tuple[str, str], np.ndarray]:
-    """Milliseconds of runs of one image, in which the models take turns.
+    """Milliseconds of interleaved runs of one image.
 
     Args:
         compiled (dict[tuple[str, str], ov.CompiledModel]): Models by name and precision.
-        runs (int): Runs of each model that count.
+        runs (int): Number of counted runs of each model.
 
     Returns:
         dict[tuple[str, str], np.ndarray]: Milliseconds of each run.
@@ -207,7 +206,7 @@ def measure_latency(compiled: dict[tuple[str, str], ov.CompiledModel], runs: int
 
 
 def measure_throughput(path: Path, threads: int) -> float:
-    """Images a second of OpenVINO's asynchronous queue."""
+    """Images per second of OpenVINO's asynchronous queue."""
     queue = ov.AsyncInferQueue(compile_model(path, threads, "THROUGHPUT"))
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
     finished: list[int] = []
@@ -224,7 +223,7 @@ def measure_throughput(path: Path, threads: int) -> float:
 
 
 def measure_memory(path: Path, threads: int) -> float:
-    """Largest resident memory of a process that runs a model, in MB."""
+    """Peak resident memory of a process that runs a model, in MB."""
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(path), str(threads), str(SIZE)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(result.stdout.split()[-1]) * 1024 / 1e6

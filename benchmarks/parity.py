@@ -1,23 +1,24 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Does an exported model say what the trained one says?
+"""Does an exported model match the trained one?
 
 Example:
     python benchmarks/parity.py --categories bottle
 
 A model is trained for a few steps, with thresholds and ranges of scores from a validation set, and exported with
-dynamic and static input, for three sizes of the model, with 32 and 16 bit weights. Three test images of the category,
-resized to 900 x 900 and to 256 x 256 pixels, and the large ones in grey, go one at a time and all at once through
+dynamic and static input, for three image sizes of the model, with FP32 and FP16 weights. Three test images of the
+category, resized to 900 x 900 and to 256 x 256 pixels, and the large ones in grey, go one at a time and all at once
+through
 
 - openvino: the OpenVINO file, run by OpenVINO itself,
 - inferencer: the same, through anomalib's ``OpenVINOInferencer``,
-- onnx: the ONNX file, run by OpenVINO (32 bit alone).
+- onnx: the ONNX file, run by OpenVINO (FP32 only).
 
-Each of these is a cell of the table. Its differences are the largest over pixels and images to ``Engine.predict``, as
-in training's own test, and to the model called as a function, as it is exported. Labels and masks are compared where
-the score is further than 0.001 from the threshold. A static model takes the size of the images; the resize to the
-size of the model is in the graph. OpenVINO is told to compute in 32 bit, which a processor with bfloat16 else does not.
+Each of these is a cell of the table. It holds the largest differences over pixels and images to ``Engine.predict`` and
+to the model called as a function, as it is exported. Labels and masks are compared if the score is further than 0.001
+from the threshold. A static model takes the size of the images; the resize to the size of the model is in the graph.
+OpenVINO computes in FP32, also on processors with bfloat16.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ LARGE = 900
 SMALL = 256
 THRESHOLD = 0.5
 MARGIN = 1e-3
-# As in latency.py: one for all that does not go before the others.
+# A single one that outlives all models, as in latency.py.
 CORE = ov.Core()
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -91,14 +92,14 @@ def train(data_root: Path, category: str, training_steps: int, teacher_weights: 
         data_root (Path): Folder of the categories.
         category (str): Name of the category.
         training_steps (int): Steps of the detector.
-        teacher_weights (str | None): Local weights, or ``None`` to ask the hub.
+        teacher_weights (str | None): Local weights, or ``None`` to download them.
         work_dir (Path): Folder of this run.
 
     Returns:
         DdpmSt: Model with thresholds and ranges of scores.
     """
     model = DdpmSt(
-        synthesis="self_texture",
+        defects={"source": "self_texture"},
         teacher_weights=teacher_weights,
         training_steps=training_steps,
         visualizer=False,
@@ -124,7 +125,7 @@ def resized(model: DdpmSt, size: tuple[int, int]) -> DdpmSt:
 
 
 def as_arrays(batch: Any) -> Prediction:  # noqa: ANN401
-    """Fields of a prediction as arrays of one shape, whoever made it."""
+    """Fields of a prediction as arrays of the same shapes for every runtime."""
     arrays = {name: np.asarray(getattr(batch, name)) for name in FIELDS}
     maps = arrays["anomaly_map"]
     shape = (-1, 1, *maps.shape[-2:])
@@ -151,7 +152,7 @@ def predict_as_exported(model: DdpmSt, images: np.ndarray) -> Prediction:
 
 
 def compare(actual: Prediction, expected: Prediction) -> dict[str, float | bool]:
-    """Largest differences of two predictions, and whether labels and masks are the same away from the threshold."""
+    """Largest differences of two predictions, and whether labels and masks agree away from the threshold."""
     clear = {name: np.abs(expected[name] - THRESHOLD) > MARGIN for name in ("pred_score", "anomaly_map")}
     differs = {name: actual[name].astype(bool) != expected[name].astype(bool) for name in ("pred_label", "pred_mask")}
     return {
@@ -164,17 +165,17 @@ def compare(actual: Prediction, expected: Prediction) -> dict[str, float | bool]
 
 @contextlib.contextmanager
 def inside(folder: Path) -> Generator[None, None, None]:
-    """Work in a folder: anomalib's inferencer leaves a cache where it is called."""
-    before = Path.cwd()
+    """Work in a folder: anomalib's inferencer leaves a cache in the current one."""
+    previous = Path.cwd()
     os.chdir(folder)
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir(previous)
 
 
 def runners(path: Path, onnx_path: Path | None) -> dict[str, Callable[[np.ndarray], Prediction]]:
-    """Functions that run an exported model, from images of shape ``(B, 3, H, W)`` to predictions."""
+    """Functions that run an exported model on images of shape ``(B, 3, H, W)``."""
 
     def raw(file: Path) -> Callable[[np.ndarray], Prediction]:
         compiled = CORE.compile_model(file, "CPU", CONFIG)
@@ -191,7 +192,7 @@ def runners(path: Path, onnx_path: Path | None) -> dict[str, Callable[[np.ndarra
 
 
 def run_size(model: DdpmSt, inputs: dict[str, list[Path]], work_dir: Path) -> list[dict[str, Any]]:
-    """Cells of one size of the model.
+    """Cells of one image size of the model.
 
     Args:
         model (DdpmSt): Trained model.
@@ -231,7 +232,7 @@ def run_export(
         input_size (tuple[int, int] | None): Height and width of its input, ``None`` for dynamic input.
         precision (str): One of ``PRECISIONS``.
         images (dict[str, np.ndarray]): Images of each kind, of shape ``(B, 3, H, W)``.
-        expected (dict[str, tuple[Prediction, Prediction]]): Predictions of Lightning, and of the model as a function.
+        expected (dict[str, tuple[Prediction, Prediction]]): Predictions by Lightning, and by the model as a function.
         folder (Path): Folder to export to.
 
     Returns:

@@ -1,15 +1,14 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Accuracy of a trained DdpmSt on its test set in 32, 16 and 8 bit, through OpenVINO on the CPU.
+"""Accuracy of a trained DdpmSt on its test set in FP32, FP16 and INT8, through OpenVINO on the CPU.
 
 Example:
     python benchmarks/precision.py --categories bottle screw --weights-dir WEIGHTS
 
-``WEIGHTS`` is what ``curve.py --weights-dir WEIGHTS`` kept: for each category and seed the weights of the last step are
-taken. INT8 is made by ``DdpmSt.to_openvino`` and calibrated with the training set. Raw scores, no threshold. A row that
-is there is not measured again. ``seconds`` is the time of the test. The pictures beside the table show anomaly maps and
-scores in 32 bit.
+``curve.py --weights-dir WEIGHTS`` keeps the weights; for each category and seed those of the last step are measured.
+INT8 is made by ``DdpmSt.to_openvino`` and calibrated with the training set. Raw scores, no threshold. Existing rows are
+skipped. ``seconds`` is the time of the test. The pictures next to the table show anomaly maps and scores in FP32.
 """
 
 import itertools
@@ -24,7 +23,7 @@ import torch
 from accuracy import save_pictures
 from anomalib.data import InferenceBatch, MVTecAD
 from anomalib.deploy import CompressionType
-from common import append_row, commit, make_mvtec, make_parser, measure, raw_evaluator, read_rows
+from common import append_row, commit, has_row, make_mvtec, make_parser, measure, raw_evaluator
 from curve import RENEW_MEMORY_HELP, load_snapshot
 
 from anomalib_ddpm_st import DdpmSt
@@ -36,7 +35,7 @@ PRECISIONS = {"FP32": None, "FP16": CompressionType.FP16, "INT8": CompressionTyp
 
 
 def compile_detector(path: Path) -> Callable[[torch.Tensor], InferenceBatch]:
-    """Compile an exported model to be called like the one that it was exported from.
+    """Compile an exported model into a function with the interface of the original.
 
     Args:
         path (Path): OpenVINO model.
@@ -56,13 +55,13 @@ def compile_detector(path: Path) -> Callable[[torch.Tensor], InferenceBatch]:
 
 
 def load(weights: Path, datamodule: MVTecAD, seed: int, renew_memory: bool = False) -> DdpmSt:
-    """Load weights that ``curve.py`` kept, and calibrate their scores.
+    """Load weights kept by ``curve.py`` and calibrate their scores.
 
     Args:
         weights (Path): File of the weights.
         datamodule (MVTecAD): Data of the training, set up.
         seed (int): Seed of the calibration.
-        renew_memory (bool): Fill the memory of normal features anew. Defaults to ``False``.
+        renew_memory (bool): Refill the memory bank. Defaults to ``False``.
 
     Returns:
         DdpmSt: Model without a post-processor.
@@ -73,14 +72,16 @@ def load(weights: Path, datamodule: MVTecAD, seed: int, renew_memory: bool = Fal
 
 
 def main() -> None:
-    """Measure what is not in the table yet."""
+    """Measure the missing rows of the table."""
     parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/precision.csv")
-    parser.add_argument("--weights-dir", type=Path, required=True, help="Folder that curve.py kept weights in.")
+    parser.add_argument("--weights-dir", type=Path, required=True, help="Folder of the weights kept by curve.py.")
     parser.add_argument("--renew-memory", type=bool, default=False, help=RENEW_MEMORY_HELP)
     options = parser.parse_args()
-    done = {(row["category"], row["seed"], row["precision"]) for row in read_rows(options.output)}
     for category, seed in itertools.product(options.categories, options.seeds):
-        if all((category, str(seed), precision) in done for precision in PRECISIONS):
+        missing = [
+            name for name in PRECISIONS if not has_row(options.output, category=category, seed=seed, precision=name)
+        ]
+        if not missing:
             continue
         folder = options.weights_dir / f"{category}-{seed}"
         kept = sorted(folder.glob("step*.pt"), key=lambda path: int(path.stem.removeprefix("step")))
@@ -96,10 +97,8 @@ def main() -> None:
                 name: model.to_openvino(Path(work_dir) / name, compression_type=compression, datamodule=datamodule)
                 for name, compression in PRECISIONS.items()
             }
-            for name, path in paths.items():
-                if (category, str(seed), name) in done:
-                    continue
-                model.model.forward = compile_detector(path)  # type: ignore[method-assign]
+            for name in missing:
+                model.model.forward = compile_detector(paths[name])  # type: ignore[method-assign]
                 start = time.perf_counter()
                 metrics = measure(model, datamodule, verbose=False, default_root_dir=work_dir, accelerator="cpu")
                 row = {"category": category, "seed": seed, "precision": name, "commit": commit()}

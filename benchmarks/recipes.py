@@ -1,14 +1,14 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the defects are worth to a model of anomalib that makes its own: Draem, trained with either for as many steps.
+"""What the defects are worth to an anomalib model that makes its own: Draem, trained equally long with either.
 
 Example:
     python benchmarks/recipes.py --categories bottle --max-steps 300 --diffusion-paths '{"bottle": DIR}'
 
-Draem's own generator has no textures of DTD to blend in here, so it falls back to noise, as it does wherever they are
-missing. A row that is there is not measured again. ``seconds`` is the training, with DDPM and bank where they are not
-found in the cache. The pictures beside the table show anomaly maps.
+Draem's own generator has no DTD textures to blend in here, so it falls back to Perlin noise. Existing rows are skipped.
+``seconds`` is the training, with DDPM and bank if they are not in the cache. The pictures next to the table show maps
+and scores.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from anomalib.models import Draem
 from common import (
     append_row,
     commit,
+    has_row,
     make_mvtec,
     make_parser,
     make_training_engine,
     measure,
     raw_evaluator,
-    read_rows,
 )
 from lightning.pytorch import Callback, seed_everything
 
@@ -38,9 +38,9 @@ OWN = "own"
 
 
 def main() -> None:
-    """Train Draem with each source of defects, and write one row for each, category and seed."""
+    """Train Draem with each source of defects; write one row for each source, category and seed."""
     parser = make_parser(__doc__, ["bottle"], "benchmarks/results/recipes.csv")
-    parser.add_argument("--sources", nargs="+", default=[OWN, "mixture"], help="own, or a synthesis of this package.")
+    parser.add_argument("--sources", nargs="+", default=[OWN, "mixture"], help="own, or a source of DefectConfig.")
     parser.add_argument("--max-steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--image-size", type=int, default=128)
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=str | None, default=None, help="Cache of DDPMs and banks.")
     args = parser.parse_args()
 
-    done = {(row["source"], row["category"], row["seed"], row["steps"]) for row in read_rows(args.output)}
     for category, seed, source in itertools.product(args.categories, args.seeds, args.sources):
-        if (source, category, str(seed), str(args.max_steps)) in done:
+        key = {"source": source, "category": category, "seed": seed, "steps": args.max_steps}
+        if has_row(args.output, **key):
             continue
         logger.info("Draem, %s, seed %s, defects: %s", category, seed, source)
         seed_everything(seed, verbose=False)
@@ -59,7 +59,7 @@ def main() -> None:
             callbacks: list[Callback] = []
             if source != OWN:
                 cache_dir, diffusion_path = args.cache_dir or work_dir, args.diffusion_paths.get(category)
-                callbacks = [SyntheticAnomalies(source, diffusion_path=diffusion_path, cache_dir=cache_dir)]
+                callbacks = [SyntheticAnomalies({"source": source}, diffusion_path=diffusion_path, cache_dir=cache_dir)]
             model = Draem(
                 dtd_dir=work_dir,
                 pre_processor=Draem.configure_pre_processor((args.image_size, args.image_size)),
@@ -74,8 +74,7 @@ def main() -> None:
             engine.fit(model, datamodule=datamodule)
             seconds = time.perf_counter() - start
             metrics = measure(model, datamodule, default_root_dir=work_dir)
-        row = {"source": source, "category": category, "seed": seed, "steps": args.max_steps, "commit": commit()}
-        append_row(args.output, {**row, "seconds": round(seconds), **metrics})
+        append_row(args.output, {**key, "commit": commit(), "seconds": round(seconds), **metrics})
         save_pictures(model, datamodule, args.output.with_name(f"{args.output.stem}_{source}_{category}_{seed}"))
 
 

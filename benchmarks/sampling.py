@@ -6,42 +6,41 @@
 Example:
     python benchmarks/sampling.py --diffusion-paths '{"bottle": "ddpm/bottle", "screw": "ddpm/screw"}'
 
-For each number of steps: how far undisturbed samples of a trained DDPM are from real images, by the Fréchet distance of
-the teacher's features (see ``health.json``), as a multiple of the distance of two halves of the real images; the blur
-that takes real images as far; and the seconds of a texture, both of its samples included. What the steps are worth to a
-detector is for ``ablation.py`` to say (``--variants default sampling_steps=2 ...``). A row that is there is not
-measured again.
+For each number of steps: the Fréchet distance of the teacher's features between unperturbed samples of a trained DDPM
+and real images (see ``health.json``), as a multiple of the distance between two halves of the real images; the blur
+that moves real images as far; and the seconds per texture, with both of its samples. ``ablation.py`` measures what the
+steps are worth to a detector (``--variants synthesis=diffusion sampling_steps=2 ...``). Existing rows are skipped.
 """
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
-from common import append_row, commit, make_parser, read_rows, save_lines
+from common import append_row, commit, has_row, make_parser, read_table, save_lines
 
-from anomalib_ddpm_st.detector.torch_model import Teacher
-from anomalib_ddpm_st.images import load_normal_images
-from anomalib_ddpm_st.report import HEALTH_LAYERS
+from anomalib_ddpm_st.cli.health import HEALTH_LAYERS
+from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.detector.teacher import Teacher
+from anomalib_ddpm_st.diffusion import load_pipeline
 from anomalib_ddpm_st.synthesis import sample_bank
 from anomalib_ddpm_st.synthesis.health import health_report
-from anomalib_ddpm_st.synthesis.preparation import load_pipeline
 
 logger = logging.getLogger(__name__)
 
 SIZE = (256, 256)
 TEXTURES = 16
 PANELS = {
-    "seconds_per_texture": "seconds of a texture",
-    "paired": "samples from images:\ndistance / that of real halves",
-    "from_noise": "samples from noise:\ndistance / that of real halves",
+    "seconds_per_texture": "seconds per texture",
+    "paired": "samples from images:\ndistance / distance of real halves",
+    "from_noise": "samples from noise:\ndistance / distance of real halves",
     "equivalent_blur": "equivalent blur in pixels",
 }
 
 
 def measure_steps(diffusion_path: Path, images: torch.Tensor, teacher: Teacher, steps: int) -> dict[str, float]:
-    """Time and health of sampling with a number of reverse steps.
+    """Measure time and health of sampling with a number of reverse steps.
 
     Args:
         diffusion_path (Path): Folder of a trained DDPM.
@@ -54,9 +53,9 @@ def measure_steps(diffusion_path: Path, images: torch.Tensor, teacher: Teacher, 
     """
     pipeline = load_pipeline(diffusion_path)
     start = time.perf_counter()
-    sample_bank(pipeline, images, TEXTURES, num_inference_steps=steps)
+    sample_bank(pipeline, images, {"size": TEXTURES, "num_inference_steps": steps})
     seconds = (time.perf_counter() - start) / TEXTURES
-    health = health_report(pipeline, images, lambda batch: teacher(teacher.normalize(batch)), steps)
+    health = health_report(pipeline, images, teacher, steps)
     if health["yardstick"] is None or health["paired"] is None or health["from_noise"] is None:
         msg = f"The health of the DDPM needs more than {health['images']} images."
         raise ValueError(msg)
@@ -68,29 +67,23 @@ def measure_steps(diffusion_path: Path, images: torch.Tensor, teacher: Teacher, 
     }
 
 
-def save_plot(rows: Sequence[dict[str, str]], path: Path) -> None:
+def save_plot(table: pd.DataFrame, path: Path) -> None:
     """Plot each figure against the number of steps.
 
     Args:
-        rows (Sequence[dict[str, str]]): Rows of the CSV file.
+        table (pd.DataFrame): Rows of the CSV file.
         path (Path): PNG file.
     """
-    ordered = sorted(rows, key=lambda row: int(row["steps"]))
+    categories = {name: rows.sort_values("steps") for name, rows in table.groupby("category", sort=False)}
     panels = {
-        label: {
-            category: (
-                [int(row["steps"]) for row in ordered if row["category"] == category],
-                [float(row[name]) for row in ordered if row["category"] == category],
-            )
-            for category in dict.fromkeys(row["category"] for row in rows)
-        }
+        label: {category: (rows["steps"], rows[name]) for category, rows in categories.items()}
         for name, label in PANELS.items()
     }
-    save_lines(panels, "reverse steps", path, sorted({int(row["steps"]) for row in rows}))
+    save_lines(panels, "reverse steps", path, sorted(table["steps"].unique()))
 
 
 def main() -> None:
-    """Measure what is not there yet, write the table and plot it."""
+    """Measure the missing rows of the table and plot it."""
     parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/sampling.csv")
     parser.add_argument("--diffusion-paths", type=dict, required=True, help="Folder of a trained DDPM, by category.")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 5, 10, 20, 50])
@@ -101,15 +94,14 @@ def main() -> None:
         paths = sorted((options.data_root / category / "train" / "good").iterdir())
         images = load_normal_images(paths, SIZE)
         for steps in options.steps:
-            done = {(row["category"], row["steps"]) for row in read_rows(options.output)}
-            if (category, str(steps)) in done:
+            if has_row(options.output, category=category, steps=steps):
                 continue
             torch.manual_seed(options.seeds[0])
             figures = measure_steps(Path(options.diffusion_paths[category]), images, teacher, steps)
             row = {"category": category, "steps": steps, "commit": commit(), **figures}
             append_row(options.output, row)
             logger.warning("%s", row)
-            save_plot(read_rows(options.output), options.output.with_suffix(".png"))
+            save_plot(read_table(options.output), options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

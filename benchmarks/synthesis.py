@@ -1,18 +1,18 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What synthetic defects cost: a sample, a training step's share, and a hundred pairs.
+"""What synthetic defects cost: a sample, a training step, and a hundred pairs.
 
 Example:
     python benchmarks/synthesis.py --diffusion-path DIR --output benchmarks/results/synthesis.json
 
-Weights are random where only time is measured: that of RealNet's generator (Zhang et al., 2024), built from diffusers'
-blocks in its shape and run for one step, the cost of its 20 steps being 20 times that.
+Weights are random if only time is measured. RealNet's generator (Zhang et al., 2024) is rebuilt in its shape from
+blocks of diffusers and run for one step; its 20 steps cost 20 times as much.
 
 - ``flops_ratio``, ``time_ratio``: a sample of RealNet over a texture of the bank, which takes two samples.
-- ``generator_share``, ``perlin_share``: share of the generator, and of anomalib's Perlin generator in its place, in a
-  training step of the default detector; both run in turn on the same images.
-- ``seconds_100_pairs``: ``anomalib-ddpm-st synthesize`` of a hundred pairs, page and bank included.
+- ``generator_share``, ``perlin_share``: fraction of a training step of the default detector that the generator takes,
+  and anomalib's Perlin generator in its place; both are run alternately on the same images.
+- ``seconds_100_pairs``: ``anomalib-ddpm-st synthesize`` for a hundred pairs, page and bank included.
 """
 
 import logging
@@ -30,19 +30,16 @@ from common import flops, save_record
 from diffusers import UNet2DModel
 from jsonargparse import ArgumentParser
 
-from anomalib_ddpm_st.detector import DdpmStModel
-from anomalib_ddpm_st.detector.augmentation import vary
-from anomalib_ddpm_st.detector.loss import DdpmStLoss
-from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
-from anomalib_ddpm_st.images import load_normal_images
-from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, sample_bank
-from anomalib_ddpm_st.synthesis.generator import SOURCES
+from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.detector import DdpmStLoss, build_model
+from anomalib_ddpm_st.detector.augmentation import jitter_pair
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet, load_pipeline
+from anomalib_ddpm_st.synthesis import DefectConfig, DiffusionAnomalyGenerator, sample_bank
 
 logger = logging.getLogger(__name__)
 
 SIZE = (256, 256)
 REALNET_STEPS = 20
-STEPS = 10
 BATCH_SIZE = 8
 PAIRS = 100
 
@@ -63,7 +60,7 @@ def realnet_unet() -> UNet2DModel:
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one that does not count where there are more."""
+    """Median time of a call; with several repeats, after one that does not count."""
     times = []
     for _ in range(repeats + (repeats > 1)):
         start = time.perf_counter()
@@ -74,13 +71,13 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def compare_samples() -> dict[str, float]:
-    """Cost of one texture against one sample of RealNet's generator."""
+    """Cost of one texture compared with one sample of RealNet's generator."""
     pipeline = DefectPipeline(build_unet(SIZE).eval(), PerturbedDDPMScheduler(prediction_type="sample"))
     pipeline.set_progress_bar_config(disable=True)
     image = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
 
     def texture() -> None:
-        sample_bank(pipeline, image, 1, num_inference_steps=STEPS)
+        sample_bank(pipeline, image, {"size": 1})
 
     own_flops, own_seconds = flops(texture), seconds(texture, 5)
     unet, noise = realnet_unet(), torch.randn(1, 3, *SIZE)
@@ -99,8 +96,8 @@ def compare_samples() -> dict[str, float]:
     }
 
 
-def share_of_a_step(images: torch.Tensor, diffusion_path: Path, repeats: int, bfloat16: bool) -> dict[str, float]:
-    """Share of each generator in a training step.
+def compare_steps(images: torch.Tensor, diffusion_path: Path, repeats: int, bfloat16: bool) -> dict[str, float]:
+    """Fraction of a training step that each generator takes.
 
     Args:
         images (torch.Tensor): Batch of normal images, ``uint8`` of shape ``(B, 3, H, W)``.
@@ -109,14 +106,14 @@ def share_of_a_step(images: torch.Tensor, diffusion_path: Path, repeats: int, bf
         bfloat16 (bool): Run the detector in mixed precision.
 
     Returns:
-        dict[str, float]: Shares, and seconds of each part.
+        dict[str, float]: Fractions, and seconds of each part.
     """
-    bank = sample_bank(DefectPipeline.from_pretrained(str(diffusion_path)), images, len(images))
+    bank = sample_bank(load_pipeline(diffusion_path), images, {"size": len(images)})
     generators: dict[str, Callable] = {
-        "generator": DiffusionAnomalyGenerator(bank, 0.75, sources=SOURCES["mixture"]),
-        "perlin": PerlinAnomalyGenerator(probability=0.75),
+        "generator": DiffusionAnomalyGenerator(bank),
+        "perlin": PerlinAnomalyGenerator(probability=DefectConfig().probability),
     }
-    model, loss = DdpmStModel().to(memory_format=torch.channels_last).train(), DdpmStLoss()
+    model, loss = build_model().to(memory_format=torch.channels_last).train(), DdpmStLoss()
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
     batch = images.float() / 255
     spent: dict[str, list[float]] = {name: [] for name in (*generators, "rest")}
@@ -126,7 +123,7 @@ def share_of_a_step(images: torch.Tensor, diffusion_path: Path, repeats: int, bf
             augmented, masks = generator(batch)
             spent[name].append(time.perf_counter() - start)
         start = time.perf_counter()
-        clean, augmented, masks = vary(batch, augmented, masks)
+        clean, augmented, masks = jitter_pair(batch, augmented, masks)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             value = loss(*model(augmented, clean), masks)
         value.backward()
@@ -139,7 +136,7 @@ def share_of_a_step(images: torch.Tensor, diffusion_path: Path, repeats: int, bf
 
 
 def time_pairs(images: Path, diffusion_path: Path, precision: str, weights: str | None) -> float:
-    """Seconds of the command that makes a hundred pairs, with an empty cache."""
+    """Seconds of the command that writes a hundred pairs, with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         arguments = ["--images", str(images), "--output", f"{folder}/pairs", "--count", str(PAIRS)]
@@ -156,7 +153,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--diffusion-path", type=Path, required=True, help="Folder of a trained DDPM.")
     parser.add_argument("--images", type=Path, default=Path("../shared/data/mvtec_layout/bottle/train/good"))
-    parser.add_argument("--teacher-weights", type=str | None, default=None, help="For the health in the page.")
+    parser.add_argument("--teacher-weights", type=str | None, default=None, help="For the health; null downloads them.")
     parser.add_argument("--precision", type=str, default="32-true")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/synthesis.json"))
@@ -165,7 +162,7 @@ def main() -> None:
     batch = load_normal_images(sorted(options.images.iterdir())[:BATCH_SIZE], SIZE)
     figures = {
         **compare_samples(),
-        **share_of_a_step(batch, options.diffusion_path, options.repeats, options.precision == "bf16-mixed"),
+        **compare_steps(batch, options.diffusion_path, options.repeats, options.precision == "bf16-mixed"),
         "seconds_100_pairs": time_pairs(
             options.images, options.diffusion_path, options.precision, options.teacher_weights
         ),

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Validation set of drawn defects, by which variants and defaults are chosen without a look at test data.
+"""Validation set of drawn defects, to choose variants and defaults without test data.
 
-Every fifth normal training image is held out of training. Each gives one normal image and two with a defect of one of
-eight kinds. None of the kinds is drawn by a generator of the package: no Perlin mask, no texture, no shuffled tile.
+Every fifth normal training image is held out. Each gives one normal image and two with a defect of one of eight kinds.
+No generator of the package draws any of these kinds: no Perlin mask, no texture, no shuffled tile.
 """
 
 import shutil
@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import torch
 
-from anomalib_ddpm_st.synthesis.generator import is_grey
-from anomalib_ddpm_st.synthesis.masks import foreground_mask
+from anomalib_ddpm_st.synthesis.foreground import foreground_mask
+from anomalib_ddpm_st.synthesis.textures import is_grey
 
 HOLD_OUT_EVERY = 5
 DEFECTS_PER_IMAGE = 2
@@ -28,13 +28,13 @@ Defect = Callable[[np.ndarray, tuple[int, int], np.random.Generator], tuple[np.n
 
 
 def split(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split sorted training images into those to train on and every fifth, held out.
+    """Split sorted training images: every fifth is held out, the others are for training.
 
     Args:
         paths (Sequence[str]): Normal training images.
 
     Returns:
-        tuple[list[str], list[str]]: Images to train on, images held out.
+        tuple[list[str], list[str]]: Images to train on, and held-out images.
     """
     ordered = sorted(paths)
     train = [path for index, path in enumerate(ordered) if index % HOLD_OUT_EVERY]
@@ -59,7 +59,7 @@ def scratch(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) ->
 
 
 def crack(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Dark jagged line, a random walk that keeps its course."""
+    """Dark jagged line: a random walk with momentum."""
     size = min(image.shape[:2])
     mask = np.zeros(image.shape[:2], np.uint8)
     here, angle = np.array(at, float), rng.uniform(0, 2 * np.pi)
@@ -101,18 +101,18 @@ def dent(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tu
     radius = rng.uniform(0.06, 0.15) * min(height, width)
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     right, down = columns - at[0], rows - at[1]
-    share = np.clip(1 - np.hypot(right, down) / radius, 0, 1)
-    turn = rng.choice([-1, 1]) * rng.uniform(1.0, 2.5) * share**2
+    strength = np.clip(1 - np.hypot(right, down) / radius, 0, 1)
+    turn = rng.choice([-1, 1]) * rng.uniform(1.0, 2.5) * strength**2
     source = (
         at[0] + right * np.cos(turn) - down * np.sin(turn),
         at[1] + right * np.sin(turn) + down * np.cos(turn),
     )
     warped = cv2.remap(image.astype(np.float32), *(axis.astype(np.float32) for axis in source), cv2.INTER_LINEAR)
-    return warped, (share > 0).astype(np.uint8) * 255
+    return warped, (strength > 0).astype(np.uint8) * 255
 
 
 def missing(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rotated rectangle filled in from its surroundings: a piece that is not there."""
+    """Rotated rectangle filled in from its surroundings: a missing piece."""
     size = min(image.shape[:2])
     mask = np.zeros(image.shape[:2], np.uint8)
     box = cv2.boxPoints((at, (rng.uniform(0.04, 0.16, 2) * size).tolist(), float(rng.uniform(0, 90))))
@@ -121,21 +121,21 @@ def missing(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) ->
 
 
 def shade(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Large area, darker or brighter than the rest, that sets in without an edge: uneven."""
+    """Large darker or brighter area without an edge: uneven shading."""
     height, width = image.shape[:2]
     size = min(height, width)
     angle = rng.uniform(0, np.pi)
     columns, rows = np.meshgrid(np.arange(width) - at[0], np.arange(height) - at[1])
     along = (columns * np.cos(angle) + rows * np.sin(angle)) / (rng.uniform(0.12, 0.35) * size)
     across = (rows * np.cos(angle) - columns * np.sin(angle)) / (rng.uniform(0.08, 0.2) * size)
-    # A rotated rectangle of slopes that rise in a straight line over half of its length and width.
+    # A rotated rectangle whose slopes rise linearly over half its length and width.
     slopes = [np.clip(2 - 2 * np.abs(axis), 0, 1) for axis in (along, across)]
     change = rng.choice([-1, 1]) * rng.uniform(20, 70) * slopes[0] * slopes[1]
     return image + change[..., None], (np.abs(change) >= CHANGE_THRESHOLD).astype(np.uint8) * 255
 
 
 def rough(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Large area that is rougher or smoother than the rest: worn, frayed or smeared."""
+    """Large area rougher or smoother than the rest: worn, frayed or smeared."""
     size = min(image.shape[:2])
     points = (np.array(at) + rng.normal(0, 0.12, (8, 2)) * size).round().astype(np.int32)
     mask = np.zeros(image.shape[:2], np.uint8)
@@ -166,8 +166,8 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
         rng (np.random.Generator): Source of every random draw.
 
     Returns:
-        tuple[np.ndarray, np.ndarray] | None: Image and mask (0 and 255) of the pixels that truly changed; ``None``
-        where little of what was drawn changed.
+        tuple[np.ndarray, np.ndarray] | None: Image and mask (0 and 255) of the pixels that really changed; ``None``
+        if the defect is hardly visible.
     """
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     foreground = foreground_mask(tensor)[0, 0].numpy()
@@ -189,18 +189,18 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
 
 
 def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, visibility: float = 1.0) -> None:
-    """Write the validation set, if it is not there yet.
+    """Write the validation set, unless it exists.
 
-    Sets of one seed have the same defects, whatever their visibility.
+    Sets with the same seed have the same defects at any visibility.
 
     Args:
-        held_out (Sequence[str]): Normal images that training does not see.
-        folder (Path): Folder that gets ``good``, ``defect`` and ``mask``.
+        held_out (Sequence[str]): Held-out normal images.
+        folder (Path): Folder for ``good``, ``defect`` and ``mask``.
         seed (int): Seed of the defects. Defaults to ``0``.
-        visibility (float): Share of the drawn change that is made, in (0, 1]. Defaults to ``1.0``.
+        visibility (float): Weight of the defect in the image, in (0, 1]. Defaults to ``1.0``.
 
     Raises:
-        ValueError: If an image cannot be read, or no defect can be seen on it.
+        ValueError: If an image cannot be read, or no defect is visible on it.
     """
     if folder.exists():
         return
@@ -218,11 +218,11 @@ def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, v
             raise ValueError(msg)
         cv2.imwrite(str(partial / "good" / f"{index:03d}.png"), image)
         for _ in range(DEFECTS_PER_IMAGE):
-            # Where a kind cannot be seen, such as a dent of a plain surface, the next one takes its place.
+            # If a kind is not visible, such as a dent of a plain surface, the next one takes its place.
             kinds = [names[(count + turn // ATTEMPTS) % len(names)] for turn in range(ATTEMPTS * len(names))]
             found = next(((kind, drawn) for kind in kinds if (drawn := draw(image, kind, rng)) is not None), None)
             if found is None:
-                msg = f"No defect can be seen on {path}: it is flat, or next to nothing of it is foreground."
+                msg = f"No defect is visible on {path}: it is flat, or almost nothing of it is foreground."
                 raise ValueError(msg)
             kind, (defective, mask) = found
             defective = cv2.addWeighted(defective, visibility, image, 1 - visibility, 0)

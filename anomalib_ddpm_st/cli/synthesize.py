@@ -13,6 +13,7 @@ from anomalib.data import get_datamodule
 from anomalib.data.utils import get_image_filenames
 
 from anomalib_ddpm_st.core.cache import default_cache_dir
+from anomalib_ddpm_st.core.config import check_integer
 from anomalib_ddpm_st.core.images import load_normal_images
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, prepare_generator
@@ -66,7 +67,15 @@ def synthesize(
         seed (int): Seed of the pairs. Bank and DDPM have their own seeds; the same seeds give the same files.
         cache_dir (Path | None): Folder for DDPMs and banks. By default the user's cache folder.
         precision (str): Precision of training and sampling; bf16-mixed is faster on many processors, but not on all.
+
+    Raises:
+        FileExistsError: If the output folder holds pairs that were made with other settings.
+        ValueError: If a setting is out of its range, or an image or the datamodule config cannot be read.
     """
+    # Checked now, not after stages 1 and 2.
+    check_integer("per_image", per_image, 1)
+    if count is not None:
+        check_integer("count", count, 1)
     paths = _normal_images(images, data)
     cache_dir = cache_dir or default_cache_dir()
     # What identifies the pairs, named like the options.

@@ -6,7 +6,7 @@
 Each setting is checked once, in ``__post_init__`` of the dataclass that defines it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -97,7 +97,7 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
 
     Args:
         name (str): Name of the setting.
-        value (Any): Its value; a list becomes a tuple.
+        value (Any): Its value, any sequence.
         low (float): Smallest value allowed.
         high (float): Largest value allowed. Defaults to no bound.
 
@@ -107,12 +107,31 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
     Raises:
         ValueError: If it is not a range or leaves the bounds.
     """
-    values = tuple(value) if isinstance(value, list | tuple) else ()
+    values = as_tuple(name, value)
     is_numeric = all(isinstance(part, int | float) and not isinstance(part, bool) for part in values)
     if len(values) != 2 or not is_numeric or not low <= values[0] <= values[1] <= high:
         msg = f"{name} must be two numbers in ascending order, both {_bounds(low, high)}, got {value!r}."
         raise ValueError(msg)
     return values
+
+
+def as_tuple(name: str, value: Any) -> tuple:  # noqa: ANN401
+    """Convert a list, as configs and anomalib's look-up tables give it, to a tuple.
+
+    Args:
+        name (str): Name of the setting.
+        value (Any): Its value.
+
+    Returns:
+        tuple: The same items.
+
+    Raises:
+        ValueError: If the value is not a sequence.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        msg = f"{name} must be a list of numbers, got {value!r}."
+        raise ValueError(msg)
+    return tuple(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:  # noqa: ANN401

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from anomalib_ddpm_st.core.config import check_integer, check_positive
+from anomalib_ddpm_st.core.config import as_tuple, check_integer, check_positive
 
 BLOCK_OUT_CHANNELS = (64, 96, 128, 192)
 
@@ -37,7 +37,9 @@ class DiffusionConfig:
         check_integer("diffusion.training_steps", self.training_steps, 1)
         check_integer("diffusion.batch_size", self.batch_size, 1)
         check_positive("diffusion.learning_rate", self.learning_rate)
-        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        object.__setattr__(
+            self, "block_out_channels", as_tuple("diffusion.block_out_channels", self.block_out_channels)
+        )
         for channels in self.block_out_channels:
             check_integer("diffusion.block_out_channels", channels, 1)
         check_integer("diffusion.seed", self.seed, 0)

@@ -52,10 +52,22 @@ def blend(
         torch.Tensor: Images of the same shape with values in [0, 1].
     """
     change = opacity * weights * (textures - images)
-    largest = largest_change(images, images + change, weights > 0).clamp_min(MIN_CHANGE)
-    visible = (contrast * surface_contrast(images, allowed)).clamp_max(1)
-    exaggeration = (visible / largest).clamp(1, MAX_EXAGGERATION)
-    return (images + change * exaggeration).clamp(0, 1).to(images.dtype)
+    largest = largest_change(images, images + change, weights > 0)
+    factor = exaggeration(largest, contrast * surface_contrast(images, allowed))
+    return (images + change * factor).clamp(0, 1).to(images.dtype)
+
+
+def exaggeration(largest: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Factor by which a change is enlarged to become visible.
+
+    Args:
+        largest (torch.Tensor): Largest change, in units of images in [0, 1].
+        visible (torch.Tensor): Change that is visible, in the same units and of the same shape; at most 1 counts.
+
+    Returns:
+        torch.Tensor: Factors in [1, 8] of the same shape.
+    """
+    return (visible.clamp_max(1) / largest.clamp_min(MIN_CHANGE)).clamp(1, MAX_EXAGGERATION)
 
 
 def changed_mask(images: torch.Tensor, blended: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -77,9 +89,23 @@ def changed_mask(images: torch.Tensor, blended: torch.Tensor, masks: torch.Tenso
     """
     largest = largest_change(images, blended, masks)
     threshold = (FAINT_FRACTION * largest).clamp_min(LEAST_THRESHOLD).clamp_max(CHANGE_THRESHOLD)
-    changed = (blended - images).abs().amax(dim=1, keepdim=True) > threshold
-    masks = close_holes(masks & changed)
+    masks = close_holes(masks & changed_pixels(images, blended, threshold))
     return masks & (masks.float().mean(dim=(1, 2, 3), keepdim=True) >= MIN_AREA)
+
+
+def changed_pixels(before: torch.Tensor, after: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
+    """Find the pixels that differ by more than a threshold in at least one channel.
+
+    Args:
+        before (torch.Tensor): Images of shape ``(B, C, H, W)``.
+        after (torch.Tensor): Images of the same shape.
+        threshold (float | torch.Tensor): Difference above which a pixel counts, in units of the images; one number or
+            shape ``(B, 1, 1, 1)``.
+
+    Returns:
+        torch.Tensor: Boolean masks of shape ``(B, 1, H, W)``.
+    """
+    return (after - before).abs().amax(dim=1, keepdim=True) > threshold
 
 
 def largest_change(before: torch.Tensor, after: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

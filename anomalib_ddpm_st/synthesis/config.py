@@ -42,11 +42,13 @@ class BankConfig:
     def __post_init__(self) -> None:
         """Check the settings; lists become tuples."""
         check_integer("bank.size", self.size, 1)
-        object.__setattr__(self, "delta", check_range("bank.delta", self.delta, 0))
+        object.__setattr__(self, "delta", _floats(check_range("bank.delta", self.delta, 0)))
         timesteps = check_range("bank.start_timestep", self.start_timestep, 1, TRAIN_TIMESTEPS - 1)
+        for timestep in timesteps:
+            check_integer("bank.start_timestep", timestep, 1)
         object.__setattr__(self, "start_timestep", timesteps)
         check_integer("bank.num_inference_steps", self.num_inference_steps, 1)
-        object.__setattr__(self, "detail", check_range("bank.detail", self.detail, 0, 1))
+        object.__setattr__(self, "detail", _floats(check_range("bank.detail", self.detail, 0, 1)))
         check_integer("bank.seed", self.seed, 0)
 
 
@@ -59,7 +61,8 @@ class DefectConfig:
             ``"self_texture"``, shuffled tiles of the image itself, which need no DDPM; ``"mixture"``, half of each.
             Defaults to ``"mixture"``.
         probability (float): Probability that an image gets a defect. Defaults to ``0.75``.
-        opacity (tuple[float, float]): Range of the opacity ``beta`` of textures, in (0, 1]. Defaults to ``(0.5, 1.0)``.
+        opacity (tuple[float, float]): Range of the opacity ``beta`` of textures, in (0, 1]; a single number stands for
+            itself as both bounds. Defaults to ``(0.5, 1.0)``.
         contrast (tuple[float, float]): Range of the smallest peak change that a texture of the bank makes, in units of
             the surface's own contrast (:func:`surface_contrast`): a change that stands out on a plain surface is
             invisible between pebbles. A weaker texture is exaggerated, up to eightfold. ``(0, 0)`` exaggerates none.
@@ -89,16 +92,17 @@ class DefectConfig:
         """Check the settings; lists become tuples."""
         check_choice("defects.source", self.source, get_args(Source))
         check_number("defects.probability", self.probability, 0, 1)
-        opacity = check_range("defects.opacity", self.opacity, 0, 1)
+        is_single = isinstance(self.opacity, int | float)
+        opacity = check_range("defects.opacity", (self.opacity, self.opacity) if is_single else self.opacity, 0, 1)
         if opacity[0] == 0:
             msg = f"defects.opacity must be above 0, got {self.opacity!r}: a texture of opacity 0 is invisible."
             raise ValueError(msg)
-        object.__setattr__(self, "opacity", opacity)
+        object.__setattr__(self, "opacity", _floats(opacity))
         contrast = check_range("defects.contrast", self.contrast, 0)
         if contrast[0] == 0 < contrast[1]:
             msg = f"defects.contrast must be two numbers above 0, or (0, 0), got {self.contrast!r}."
             raise ValueError(msg)
-        object.__setattr__(self, "contrast", contrast)
+        object.__setattr__(self, "contrast", _floats(contrast))
         check_choice("defects.foreground", self.foreground, get_args(Foreground))
         check_number("defects.p_local", self.p_local, 0, 1)
         check_number("defects.p_filled", self.p_filled, 0, 1)
@@ -108,3 +112,8 @@ class DefectConfig:
     def needs_bank(self) -> bool:
         """Whether the source needs a bank of textures of a DDPM."""
         return self.source != "self_texture"
+
+
+def _floats(values: tuple) -> tuple[float, ...]:
+    """Numbers as floats, so that ``(1, 2)`` and ``(1.0, 2.0)`` have the same cache key."""
+    return tuple(float(value) for value in values)

@@ -45,7 +45,7 @@ def random_windows(
     generator: torch.Generator | None = None,
     device: torch.device | None = None,
 ) -> Windows:
-    """Draw elliptic windows for single, local defects; every order of size is equally frequent.
+    """Draw elliptic windows for single, local defects; small ones are as frequent as large ones (log-uniform).
 
     Args:
         batch_size (int): Number of windows.
@@ -69,7 +69,7 @@ def random_windows(
 def limit_masks(masks: torch.Tensor, allowed: torch.Tensor, windows: Windows) -> torch.Tensor:
     """Limit masks to where defects are allowed, and to a window around one of their pixels.
 
-    Coarse Perlin noise often misses a small object altogether; then, too, the window replaces the mask.
+    Coarse Perlin noise often misses a small object altogether; then the window replaces the mask, too.
 
     Args:
         masks (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The one road from normal images to a bank of textures, through the cache."""
+"""From normal images to a bank of textures, through the cache."""
 
 import json
 import math
@@ -96,6 +96,8 @@ def prepare_bank(
 ) -> PreparedBank:
     """Train a DDPM on normal images and sample a bank of textures, or find both in the cache.
 
+    Everything that needs a bank calls this function, so that equal settings, images and sizes share one bank.
+
     Args:
         paths (Sequence[str | Path]): Normal image files.
         image_size (tuple[int, int]): Height and width in pixels that images are resized to.
@@ -106,10 +108,11 @@ def prepare_bank(
         device (torch.device | None): Device to train and sample on. ``None`` takes a GPU if there is one.
         precision (str): Precision of the Trainer; not part of the key. With ``"bf16-mixed"`` sampling runs the network
             in ``bfloat16``, too. Defaults to ``"32-true"``.
-        min_images (int): Smallest number of images that suffices. Defaults to ``1``.
+        min_images (int): Smallest number of images that suffices. Defects need one, a detector two.
+            Defaults to ``1``.
 
     Returns:
-        PreparedBank: Folders of both.
+        PreparedBank: Folders of both, and the time that each stage took.
 
     Raises:
         FileNotFoundError: If ``diffusion_path`` holds no DDPM.
@@ -119,9 +122,8 @@ def prepare_bank(
     cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = load_normal_images(paths, image_size, min_images=min_images)
-    aspect: float | None = native_aspect(paths)
-    if aspect is not None and abs(math.log(aspect * image_size[0] / image_size[1])) <= SAME_ASPECT:
-        aspect = None
+    native = native_aspect(paths)
+    aspect = native if abs(math.log(native * image_size[0] / image_size[1])) > SAME_ASPECT else None
     start = time.perf_counter()
     if diffusion_path is None:
         diffusion_path = prepare_diffusion(images, diffusion, cache_dir, device, precision)
@@ -171,7 +173,11 @@ def prepare_generator(
     Raises:
         ValueError: If a setting is out of its range, or an image cannot be read.
     """
-    defects = as_config(DefectConfig, defects)
+    defects, bank, diffusion = (
+        as_config(DefectConfig, defects),
+        as_config(BankConfig, bank),
+        as_config(DiffusionConfig, diffusion),
+    )
     bank_dir = None
     if defects.needs_bank:
         prepared = prepare_bank(

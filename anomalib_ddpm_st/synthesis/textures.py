@@ -47,8 +47,8 @@ class BankTextureParameters:
 class BankTextures:
     """Textures that a perturbed DDPM made, half of them displaced.
 
-    On an object displaced textures are shifted and flipped: parts of it appear where they do not belong. A surface is
-    alike everywhere and would look normal then; there they are rotated and enlarged or shrunk.
+    On an object, displaced textures are shifted and flipped: parts of it appear where they do not belong. A surface
+    looks the same everywhere, so a shift would look normal; there, textures are rotated and enlarged or shrunk.
 
     Attributes:
         bank (TextureBank): Bank; it moves to the device of the images.

@@ -1,84 +1,53 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of the table of variants: its cells, its data and that it goes on where it was."""
+"""Tests of the table of variants: its cells, its data, and that it resumes."""
 
-import csv
-import inspect
-import logging
 import sys
-import warnings
-from collections.abc import Iterator
+from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import ablation
+import pandas as pd
 import pytest
+import torch
 from ablation import (
     SETTINGS,
     SHORT,
     SHORT_SIZE,
     VARIANTS,
-    append_row,
-    finished_cells,
+    Variant,
+    gains,
     make_datamodule,
+    run_cell,
+    segmentation_alone,
     validation_datamodule,
 )
+from common import METRICS, merge, read_table
 from lightning.pytorch.trainer.states import TrainerFn
 from validation import write_validation_set
 
-from anomalib_ddpm_st import DdpmSt
+from anomalib_ddpm_st import BankConfig, DdpmSt, DefectConfig, DiffusionConfig
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Undo what the script does to logging and warnings."""
-    loggers = [logging.getLogger(name) for name in ("anomalib", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    parts = (
+        flat({f"{name}.{key}": item for key, item in value.items()}) if isinstance(value, dict) else {name: value}
+        for name, value in settings.items()
+    )
+    return {name: value for part in parts for name, value in part.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows
-
-
-def cell(**values: str | float) -> dict[str, Any]:
-    """Row of a cell."""
-    return {"variant": "default", "category": "bottle", "seed": 1, "budget": "short", "pixel_AUROC": 97.125, **values}
-
-
-def test_finished_cells_of_nothing(tmp_path: Path) -> None:
-    """A table that was not begun has none."""
-    assert finished_cells(tmp_path / "none.csv") == set()
-
-
-def test_rows_are_found_again(tmp_path: Path) -> None:
-    """Rows are appended under one header, in a folder that need not be there, and each is found."""
-    path = tmp_path / "results" / "table.csv"
-    rows = [cell(), cell(variant="synthesis=none", seed=2), cell(category="screw", budget="full")]
-    for count, row in enumerate(rows, start=1):
-        append_row(path, row)
-        assert len(finished_cells(path)) == count
-    assert finished_cells(path) == {
-        ("default", "bottle", "1", "short"),
-        ("synthesis=none", "bottle", "2", "short"),
-        ("default", "screw", "1", "full"),
-    }
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "variant,category,seed,budget,pixel_AUROC"
-    with path.open(newline="", encoding="utf-8") as file:
-        read = list(csv.DictReader(file))
-    assert read == [{name: str(value) for name, value in row.items()} for row in rows]
-
-
-def test_awkward_values(tmp_path: Path) -> None:
-    """Commas and quotes of a value do not move the columns."""
-    path = tmp_path / "table.csv"
-    append_row(path, cell(variant='strength=[1, 2], "so"'))
-    assert finished_cells(path) == {('strength=[1, 2], "so"', "bottle", "1", "short")}
+def default_settings() -> dict[str, Any]:
+    """Defaults of the model by dotted names."""
+    groups = {"diffusion": asdict(DiffusionConfig()), "bank": asdict(BankConfig()), "defects": asdict(DefectConfig())}
+    arguments = {name: value.default for name, value in signature(DdpmSt.__init__).parameters.items()}
+    return flat({**arguments, **groups})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,33 +56,59 @@ def test_awkward_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_accepted(variant: str) -> None:
-    """Each is a model with the settings that it names, also with those of the short budget."""
-    arguments = {**SHORT, **VARIANTS[variant]}
-    model = DdpmSt(pre_trained=False, pre_processor=DdpmSt.configure_pre_processor(SHORT_SIZE), **arguments)
+    """Each is a model with its own settings, and with those of the short budget besides."""
+    pre_processor = DdpmSt.configure_pre_processor(SHORT_SIZE)
+    model = VARIANTS[variant].build(pre_trained=False, pre_processor=pre_processor, **SHORT)
     assert model.input_size == SHORT_SIZE
-    for name, value in arguments.items():
-        assert model.hparams[name] == value
+    expected = flat(merge(SHORT, VARIANTS[variant].arguments))
+    assert len(expected) >= len(flat(SHORT))
+    settings = flat(dict(model.hparams))
+    for name, value in expected.items():
+        assert settings[name] == value
 
 
 def test_variants_differ_from_the_default() -> None:
-    """No variant but those that name the default's own setting trains the default again, and no two are the same."""
-    defaults = {name: value.default for name, value in inspect.signature(DdpmSt.__init__).parameters.items()}
+    """No variant trains the default again, and no two are the same."""
+    defaults = default_settings()
     unlike = {
-        name: sorted((key, str(value)) for key, value in arguments.items() if defaults[key] != value)
-        for name, arguments in VARIANTS.items()
+        name: (*sorted((key, str(value)) for key, value in flat(dict(variant.arguments)).items()), variant.control)
+        for name, variant in VARIANTS.items()
     }
-    same = {name for name, difference in unlike.items() if not difference}
-    assert same <= {"default", f"synthesis={defaults['synthesis']}"}
-    others = [str(difference) for difference in unlike.values() if difference]
-    assert len(set(others)) == len(others)
+    assert all(
+        value != defaults[key] for variant in VARIANTS.values() for key, value in flat(dict(variant.arguments)).items()
+    )
+    assert [name for name, difference in unlike.items() if difference == (None,)] == ["default"]
+    assert len(set(unlike.values())) == len(unlike)
+
+
+def test_variants_are_measured() -> None:
+    """Each has a row in the results."""
+    measured = pd.concat([read_table(path) for path in RESULTS.glob("ablation*.csv")])
+    assert set(VARIANTS) <= set(measured["variant"])
 
 
 def test_other_budgets_are_shorter() -> None:
     """They name settings of the model, each smaller than the default."""
-    defaults = {name: value.default for name, value in inspect.signature(DdpmSt.__init__).parameters.items()}
-    assert all(value < defaults[name] for settings in SETTINGS.values() for name, value in settings.items())
+    defaults = default_settings()
+    assert all(value < defaults[name] for settings in SETTINGS.values() for name, value in flat(settings).items())
     assert {name for name, value in SETTINGS["long"].items() if SHORT[name] != value} == {"training_steps"}
     assert not SETTINGS["full"]
+
+
+@torch.no_grad()
+def test_segmentation_alone() -> None:
+    """The map is the segmentation by the same parts, and the score the mean of its highest pixels."""
+    default = DdpmSt(pre_trained=False, top_k=5).model.eval()
+    control = segmentation_alone(default).eval()
+    assert (control.teacher, control.student, control.head) == (default.teacher, default.student, default.head)
+    assert control.memory_bank is None
+    images = torch.rand(2, 3, 32, 32)
+    teacher, _, products = default.compare(images)
+    logits = torch.nn.functional.interpolate(control.head(products), (32, 32), mode="bilinear", align_corners=False)
+    segmentation = default.components(teacher, products, logits)[0]
+    output = control(images)
+    assert torch.equal(output.anomaly_map, segmentation)
+    assert torch.allclose(output.pred_score, segmentation.flatten(1).topk(5)[0].mean(dim=1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,21 +165,50 @@ def test_validation_datamodule(data_root: Path, tmp_path: Path) -> None:
 # The table
 
 
+def test_cell(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control trains, and is measured on all three sets."""
+    monkeypatch.setattr(ablation, "SHORT_SIZE", (32, 32))
+    monkeypatch.setitem(SETTINGS, "short", {"training_steps": 1, "top_k": 5})
+    variant = Variant({"defects": {"source": "self_texture"}, "pre_trained": False}, segmentation_alone)
+    seconds, results = run_cell(variant, "bottle", 1, "short", data_root, tmp_path / "cache", None)
+    assert seconds > 0
+    assert list(results) == ["test", "validation", "faint"]
+    assert all(0 <= metrics[name] <= 100 for metrics in results.values() for name in METRICS)
+
+
+def test_gains() -> None:
+    """Differences are paired: only cells that both variants have count, whatever their order."""
+    values = {
+        ("default", "bottle", 1): 90.0,
+        ("default", "screw", 1): 70.0,
+        ("soft=0", "screw", 1): 71.0,
+        ("soft=0", "bottle", 1): 93.0,
+        ("soft=0", "bottle", 2): 10.0,
+    }
+    rows = [
+        {"variant": variant, "category": category, "seed": seed, "budget": "short", **dict.fromkeys(METRICS, value)}
+        for (variant, category, seed), value in values.items()
+    ]
+    table = gains(pd.DataFrame(rows), "default")
+    assert table.index.tolist() == [("soft=0", metric) for metric in METRICS]
+    assert table.to_numpy().tolist() == [[2.0, 1.0, 2.0]] * len(METRICS)
+
+
 @pytest.mark.usefixtures("quiet")
-def test_table_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells whose row is there are not run again; one that was broken off is."""
-    ran: list[tuple[str, int, dict[str, Any]]] = []
+def test_table_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells with a row are not run again; an interrupted one is."""
+    ran: list[tuple[Any, ...]] = []
     broken = {"screw"}
 
     def run_cell(
-        arguments: dict[str, Any],
+        variant: Variant,
         category: str,
         seed: int,
-        *_: Any,  # ruff: ignore[any-type]
+        *rest: Any,  # noqa: ANN401
     ) -> tuple[float, dict[str, dict[str, float]]]:
         if category in broken:
             raise KeyboardInterrupt
-        ran.append((category, seed, arguments))
+        ran.append((category, seed, variant, *rest))
         count = len(ran)
         return 12.34, {
             "test": {"pixel_AUROC": 90.0 + count},
@@ -194,23 +218,24 @@ def test_table_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ablation, "run_cell", run_cell)
     monkeypatch.setattr(ablation, "commit", lambda: "abc")
-    output = tmp_path / "table.csv"
-    command = ["ablation.py", "--categories", "bottle", "screw", "--variants", "synthesis=noise", "--seeds", "3"]
+    output, label = tmp_path / "table.csv", "synthesis=diffusion"
+    command = ["ablation.py", "--categories", "bottle", "screw", "--variants", label, "--seeds", "3"]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(output), "--teacher-weights", "weights.pth"])
     with pytest.raises(KeyboardInterrupt):
         ablation.main()
-    assert finished_cells(output) == {("synthesis=noise", "bottle", "3", "short")}
+    key = ["variant", "category", "seed", "budget"]
+    assert read_table(output)[key].to_numpy().tolist() == [[label, "bottle", 3, "short"]]
     broken.clear()
     ablation.main()
     assert [category for category, *_ in ran] == ["bottle", "screw"]
-    assert ran[0] == ("bottle", 3, {"teacher_weights": "weights.pth", "synthesis": "noise"})
+    assert ran[0][:4] == ("bottle", 3, VARIANTS[label], "short")
+    assert "weights.pth" in ran[0]
     ablation.main()
     assert len(ran) == 2
-    with output.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["category"], row["pixel_AUROC"], row["seconds"], row["commit"]) for row in rows] == [
-        ("bottle", "91.0", "12.3", "abc"),
-        ("screw", "92.0", "12.3", "abc"),
+    rows = read_table(output)
+    assert rows[["category", "pixel_AUROC", "seconds", "commit"]].to_numpy().tolist() == [
+        ["bottle", 91.0, 12.3, "abc"],
+        ["screw", 92.0, 12.3, "abc"],
     ]
     for name in ("validation", "faint"):
-        assert finished_cells(tmp_path / f"table_{name}.csv") == finished_cells(output)
+        assert read_table(tmp_path / f"table_{name}.csv")[key].equals(rows[key])

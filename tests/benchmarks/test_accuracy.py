@@ -9,15 +9,20 @@ from pathlib import Path
 
 import accuracy
 import pytest
-from common import METRICS, read_rows
+from common import METRICS, read_table
 
-ARGUMENTS = {"pre_trained": False, "synthesis": "self_texture", "memory_size": 8}
+ARGUMENTS = {
+    "pre_trained": False,
+    "memory_size": 8,
+    "diffusion": {"training_steps": 2, "block_out_channels": [8, 8]},
+    "bank": {"size": 4, "num_inference_steps": 2},
+}
 
 
 @pytest.mark.usefixtures("small_images")
 @pytest.mark.parametrize("name", ["accuracy.csv", "record.json"])
 def test_one_row_for_each_run(name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that would train for long ends after the epochs that are given; the record has pictures beside it."""
+    """A model stops after the given number of epochs; a record has pictures next to it."""
     output = tmp_path / "results" / name
     options = {
         "data-root": data_root,
@@ -31,13 +36,14 @@ def test_one_row_for_each_run(name: str, data_root: Path, tmp_path: Path, monkey
     )
     accuracy.main()
     if output.suffix == ".csv":
-        rows = read_rows(output)
-        assert [(row["model"], row["category"], row["seed"]) for row in rows] == [("DdpmSt", "bottle", "1")]
-        assert all(0 <= float(rows[0][metric]) <= 100 for metric in METRICS)
-        assert float(rows[0]["seconds"]) > 0
+        rows = read_table(output)
+        assert rows[["model", "category", "seed"]].to_numpy().tolist() == [["DdpmSt", "bottle", 1]]
+        assert rows[list(METRICS)].stack().between(0, 100).all()
+        assert rows["seconds"].item() > 0
     else:
         record = json.loads(output.read_text(encoding="utf-8"))
-        assert {"memory", "detector", "total"} <= set(record["seconds"])
+        assert set(record["seconds"]) == {"diffusion", "bank", "memory", "detector", "total"}
         assert sum(value for stage, value in record["seconds"].items() if stage != "total") < record["seconds"]["total"]
         assert set(record["metrics"]) == set(METRICS)
-        assert {path.name for path in output.parent.iterdir()} == {name, "record_maps.png", "record_scores.png"}
+        pictures = {f"record_{kind}.png" for kind in ("maps", "scores", "ddpm_samples", "synthetic")}
+        assert {path.name for path in output.parent.iterdir()} == {name, *pictures}

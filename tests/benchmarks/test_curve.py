@@ -11,36 +11,26 @@ from typing import Any
 import curve
 import pytest
 import torch
-from common import METRICS, read_rows
+from common import METRICS, read_table
 
 from anomalib_ddpm_st import DdpmSt
 
 
-@pytest.mark.usefixtures("small_images")
-def test_weights_along_the_way_are_measured(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One training run gives a row for each share of the schedule, of weights that differ, with calibrated scores."""
-    arguments = {"pre_trained": False, "synthesis": "self_texture", "training_steps": 2}
-    spreads: list[torch.Tensor] = []
-    measure = curve.measure
-
-    def spy(model: DdpmSt, *inputs: Any, **more: Any) -> dict[str, float]:  # noqa: ANN401
-        spreads.append(model.model.score_spread.clone())
-        return measure(model, *inputs, **more)
-
-    monkeypatch.setattr(curve, "measure", spy)
-    rows = curve.run("bottle", 1, [0.5, 1.0], arguments, data_root, "32-true", tmp_path)
+def test_weights_along_the_way_are_measured(short_curve: tuple[list[dict[str, Any]], list[torch.Tensor], Path]) -> None:
+    """One training gives a row for each fraction of the schedule, with different weights and calibrated scores."""
+    rows, spreads, folder = short_curve
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["seconds"] < rows[1]["seconds"]
     assert [bool((spread < 1).all()) for spread in spreads] == [True, True]
     assert all(0 <= row[metric] <= 100 for row in rows for metric in METRICS)
-    early, late = (torch.load(tmp_path / f"step{step}.pt") for step in (1, 2))
+    early, late = (torch.load(folder / f"step{step}.pt") for step in (1, 2))
     assert any(not torch.equal(early[name], late[name]) for name in early)
 
 
 @pytest.mark.usefixtures("small_images")
-def test_interrupted_training_goes_on(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its checkpoint, with the time that it had taken and the rows of before."""
-    arguments = {"pre_trained": False, "synthesis": "self_texture", "training_steps": 3}
+def test_interrupted_training_resumes(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its checkpoint, with the training time and the weights up to there."""
+    arguments = {"pre_trained": False, "defects": {"source": "self_texture"}, "memory_size": 8, "training_steps": 3}
     monkeypatch.setattr(curve, "CHECKPOINT_STEPS", 1)
     measured: list[int] = []
     step = DdpmSt.training_step
@@ -65,11 +55,11 @@ def test_interrupted_training_goes_on(data_root: Path, tmp_path: Path, monkeypat
     assert all(torch.equal(first[name], again[name]) for name in first)
 
     assert curve.run(*settings) == rows
-    assert len(measured) == 4, "a finished training is only measured"
+    assert len(measured) == 4, "a complete training is only measured"
 
 
 def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second call runs the new category alone and draws both."""
+    """A second call only runs the new category and draws both."""
     categories = []
 
     def run(category: str, seed: int, *arguments: Any) -> list[dict[str, Any]]:  # noqa: ANN401
@@ -85,23 +75,18 @@ def test_finished_curves_are_not_run_again(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(sys, "argv", [*command, *names])
         curve.main()
     assert categories == ["bottle", "screw"]
-    assert [(row["category"], row["step"]) for row in read_rows(output)] == [
-        ("bottle", "1"),
-        ("bottle", "2"),
-        ("screw", "1"),
-        ("screw", "2"),
+    assert read_table(output)[["category", "step"]].to_numpy().tolist() == [
+        ["bottle", 1],
+        ["bottle", 2],
+        ["screw", 1],
+        ["screw", 2],
     ]
     assert output.with_suffix(".png").stat().st_size > 0
-    assert [(row["model"], row["category"], row["seconds"], row["pixel_AUPR"]) for row in read_rows(table)] == [
-        ("DdpmSt", "bottle", "120.0", "92.0"),
-        ("DdpmSt", "screw", "120.0", "92.0"),
+    assert read_table(table)[["model", "category", "seconds", "pixel_AUPR"]].to_numpy().tolist() == [
+        ["DdpmSt", "bottle", 120.0, 92.0],
+        ["DdpmSt", "screw", 120.0, 92.0],
     ]
     output.unlink()
-    monkeypatch.setattr(sys, "argv", [*command, "screw", "--shares", "0.5"])
+    monkeypatch.setattr(sys, "argv", [*command, "screw", "--fractions", "0.5"])
     curve.main()
-    assert len(read_rows(table)) == 2, "half of a schedule is no result"
-
-
-def test_rows_of_nothing(tmp_path: Path) -> None:
-    """A curve that was not begun has none."""
-    assert read_rows(tmp_path / "none.csv") == []
+    assert len(read_table(table)) == 2, "half of a schedule is no result"

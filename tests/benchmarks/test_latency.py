@@ -4,14 +4,13 @@
 """Tests of the benchmark of exported models."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import latency
 import pytest
 import torch
-from common import read_rows
+from common import read_table
 
 COLUMNS = [
     "model",
@@ -27,30 +26,23 @@ COLUMNS = [
 ]
 
 
-ROOT = Path(__file__).parents[2]
-# As from a shell, but small.
-SCRIPT = """
-import sys
-sys.path.insert(0, "benchmarks")
-import latency
-latency.SIZE, latency.CALIBRATION_IMAGES, latency.THROUGHPUT_SECONDS = 64, 2, 0.05
-sys.argv = ["benchmarks/latency.py", *sys.argv[1:]]
-latency.main()
-"""
-
-
-def test_table(tmp_path: Path) -> None:
-    """A row for each model and precision; what is known before it is measured is right."""
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet", "traced_once")
+def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each model and precision; figures that are known in advance are right."""
+    for name, value in {"SIZE": 64, "CALIBRATION_IMAGES": 2, "THROUGHPUT_SECONDS": 0.05}.items():
+        monkeypatch.setattr(latency, name, value)
     output = tmp_path / "latency.csv"
     output.write_text("of another run\n", encoding="utf-8")
     arguments = ["--models", "DdpmSt", "Stfpm", "--runs", "6", "--output", str(output)]
-    subprocess.run([sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, check=True)
-    rows = read_rows(output)
-    assert list(rows[0]) == COLUMNS
-    assert [(row["model"], row["precision"]) for row in rows] == [
+    monkeypatch.setattr(sys, "argv", ["benchmarks/latency.py", *arguments])
+    latency.main()
+    rows = read_table(output)
+    assert list(rows) == COLUMNS
+    assert list(rows[["model", "precision"]].itertuples(index=False, name=None)) == [
         (model, precision) for model in ("DdpmSt", "Stfpm") for precision in latency.PRECISIONS
     ]
-    values = [{name: float(row[name]) for name in COLUMNS[2:-1]} for row in rows]
+    values = rows[COLUMNS[2:-1]].to_dict("records")
     assert all(value > 0 for row in values for name, value in row.items() if name != "latency_spread_ms")
     assert [row["ratio_to_stfpm"] for row in values[3:]] == [1.0] * 3
     for own, other in zip(values[:3], values[3:], strict=True):

@@ -66,8 +66,10 @@ def test_inputs(tmp_path: Path) -> None:
     assert seen == {"large": ((900, 900), "RGB"), "small": ((256, 256), "RGB"), "grey": ((900, 900), "L")}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet", "traced_once")
 def test_record(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell of one size is there, and in all of them the exported model is the trained one."""
+    """Every cell of one image size exists, and in all of them the exported model matches the trained one."""
     monkeypatch.setattr(parity, "SIZES", ((64, 96),))
     monkeypatch.setattr(parity, "PRECISIONS", ("FP32",))
     monkeypatch.setattr(parity, "LARGE", 64)

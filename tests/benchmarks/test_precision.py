@@ -3,30 +3,37 @@
 
 """Tests of the accuracy of exported models."""
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-import curve
 import precision
 import pytest
-from common import METRICS, make_mvtec, measure, read_rows
+import torch
+from common import METRICS, make_mvtec, measure, read_table
 
 
-@pytest.mark.usefixtures("small_images")
-def test_rows_of_each_precision(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last weights, exported: 32 bit measures like the model itself, and the others near to it."""
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_images", "traced_once")
+def test_rows_of_each_precision(
+    data_root: Path,
+    short_curve: tuple[list[dict[str, Any]], list[torch.Tensor], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last weights, exported: FP32 measures like the model itself, and FP16 close to it."""
     weights, output = tmp_path / "weights", tmp_path / "precision.csv"
     command = ["precision.py", "--categories=bottle", f"--data-root={data_root}", f"--output={output}"]
     monkeypatch.setattr(sys, "argv", [*command, f"--weights-dir={weights}"])
     with pytest.raises(FileNotFoundError, match=r"curve\.py"):
         precision.main()
 
-    arguments = {"pre_trained": False, "synthesis": "self_texture", "training_steps": 2}
-    curve.run("bottle", 1, [1.0], arguments, data_root, "32-true", weights / "bottle-1")
-    (weights / "bottle-1" / "step2.pt").rename(weights / "bottle-1" / "step10.pt")
+    (weights / "bottle-1").mkdir(parents=True)
+    shutil.copy(short_curve[-1] / "step2.pt", weights / "bottle-1" / "step10.pt")
     (weights / "bottle-1" / "step9.pt").write_text("not the last")
     precision.main()
-    rows = {row["precision"]: [float(row[metric]) for metric in METRICS] for row in read_rows(output)}
+    rows = dict(zip(read_table(output)["precision"], read_table(output)[list(METRICS)].to_numpy(), strict=True))
     assert list(rows) == ["FP32", "FP16", "INT8"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "precision_bottle_1_maps.png",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sampling
 import torch
-from common import read_rows
+from common import read_table
 
 from anomalib_ddpm_st import DefectPipeline
 
@@ -21,7 +21,7 @@ def test_rows_are_measured_once(
     pipeline: DefectPipeline,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A row for each number of steps, with a plot; what is there is not measured again."""
+    """A row for each number of steps, with a plot; existing rows are not measured again."""
     monkeypatch.setattr(sampling, "SIZE", (32, 32))
     monkeypatch.setattr(sampling, "TEXTURES", 2)
     asked: list[str | None] = []
@@ -48,16 +48,16 @@ def test_rows_are_measured_once(
         sampling.main()
     assert measured == [2, 3]
     assert asked == ["weights.pth"] * 2
-    rows = read_rows(output)
-    assert [(row["category"], row["steps"]) for row in rows] == [("bottle", "2"), ("bottle", "3")]
-    assert all(float(row[name]) > 0 for row in rows for name in sampling.PANELS)
+    rows = read_table(output)
+    assert rows[["category", "steps"]].to_numpy().tolist() == [["bottle", 2], ["bottle", 3]]
+    assert (rows[list(sampling.PANELS)] > 0).all(axis=None)
     # Samples of an untrained network are further from images than these are from each other.
-    assert all(float(row["from_noise"]) > 1 for row in rows)
+    assert (rows["from_noise"] > 1).all()
     assert output.with_suffix(".png").stat().st_size > 1000
 
 
 def test_health_of_too_few_images(tmp_path: Path, pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
-    """Then there is nothing to compare with."""
+    """Nothing is left to compare with."""
     pipeline.save_pretrained(tmp_path / "ddpm")
     with pytest.raises(ValueError, match="needs more than 2 images"):
         sampling.measure_steps(tmp_path / "ddpm", normal_images[:2], sampling.Teacher("resnet18", ["layer2"]), 2)

@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flops() -> None:
-    """Two for each multiplication and addition of a product."""
+    """Two per multiply-accumulate operation of a product."""
     assert synthesis.flops(lambda: torch.rand(3, 5) @ torch.rand(5, 7)) == 2 * 3 * 5 * 7
 
 
@@ -43,7 +43,7 @@ def test_realnet_has_its_width() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_record(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every figure that is asked for, with what it was measured on."""
+    """Every figure, with command, commit and machine."""
     pipeline = DefectPipeline(
         build_unet((32, 32), block_out_channels=(8, 8)), PerturbedDDPMScheduler(prediction_type="sample")
     )

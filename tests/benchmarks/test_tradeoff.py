@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tradeoff
-from common import append_row
+from common import append_row, read_table
 
 
 def metrics(value: float) -> dict[str, float]:
@@ -17,7 +17,7 @@ def metrics(value: float) -> dict[str, float]:
 
 
 def test_mean_over_common_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each model and precision with its own accuracy, over what all have; what was not measured is left out."""
+    """Each model and precision has its own accuracy, over what all have; unmeasured ones are left out."""
     monkeypatch.setattr(sys, "argv", ["tradeoff.py", f"--results={tmp_path}"])
     with pytest.raises(FileNotFoundError, match=r"latency\.py and accuracy\.py"):
         tradeoff.main()
@@ -36,11 +36,11 @@ def test_mean_over_common_categories(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for category, value in (("bottle", 97.0), ("screw", 95.0)):
         append_row(tmp_path / "precision.csv", {"category": category, "precision": "INT8", **metrics(value)})
         append_row(tmp_path / "precision.csv", {"category": category, "precision": "FP32", **metrics(1.0)})
-    tables = (tradeoff.read_rows(tmp_path / f"{name}.csv") for name in ("latency", "accuracy", "precision"))
-    assert tradeoff.points(*tables) == {
-        "DdpmSt FP32": (30.0, metrics(97.0)),
-        "DdpmSt INT8": (10.0, metrics(96.0)),
-        "Patchcore FP32": (40.0, metrics(96.0)),
+    tables = (read_table(tmp_path / f"{name}.csv") for name in ("latency", "accuracy", "precision"))
+    assert tradeoff.points(*tables).to_dict("index") == {
+        "DdpmSt FP32": {"latency_ms": 30.0, **metrics(97.0)},
+        "DdpmSt INT8": {"latency_ms": 10.0, **metrics(96.0)},
+        "Patchcore FP32": {"latency_ms": 40.0, **metrics(96.0)},
     }
     tradeoff.main()
     assert (tmp_path / "tradeoff.png").stat().st_size > 0

@@ -79,12 +79,12 @@ def test_number_of_images_held_out(count: int, expected: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [surface, part])
-def test_mask_is_what_changed(kind: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # ruff: ignore[any-type]
+def test_mask_is_what_changed(kind: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
     """The mask holds the pixels that changed; beyond the soft edge of what was drawn nothing did."""
     drawn: list[np.ndarray] = []
     original = KINDS[kind]
 
-    def spy(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:  # ruff: ignore[any-type]
+    def spy(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401
         changed, mask = original(*arguments)
         drawn.append(mask.copy())
         return changed, mask
@@ -163,7 +163,7 @@ def test_faint_defects_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     image = surface()
 
     def draw_square(change: float, share: float = 1.0) -> tuple[np.ndarray, np.ndarray] | None:
-        def square(given: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:  # ruff: ignore[any-type]
+        def square(given: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401
             mask = np.zeros((SIZE, SIZE), np.uint8)
             mask[20:60, 20:60] = 255
             changed = given.copy()
@@ -274,7 +274,7 @@ def test_interrupted_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write_validation_set(paths, tmp_path / "whole")
     folder = tmp_path / "set"
 
-    def interrupted(image: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray] | None:  # ruff: ignore[any-type]
+    def interrupted(image: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray] | None:  # noqa: ANN401
         if np.array_equal(image, surface(1)):
             raise KeyboardInterrupt
         return draw(image, *rest)

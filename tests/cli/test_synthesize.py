@@ -108,6 +108,13 @@ def test_one_source_of_images(tmp_path: Path, arguments: dict[str, Path]) -> Non
         synthesize(tmp_path / "pairs", **arguments)
 
 
+@pytest.mark.parametrize("name", ["count", "per_image"])
+def test_number_of_pairs_is_checked_first(tmp_path: Path, good: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+        synthesize(tmp_path / "pairs", good, **{name: 0})
+    assert not (tmp_path / "pairs").exists()
+
+
 @pytest.mark.parametrize(("text", "message"), [("a: [", "cannot be parsed"), ("Folder", "must have the keys")])
 def test_broken_datamodule_config(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "data.yaml"

@@ -1,8 +1,9 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Defects of a DDPM for other models."""
+"""Tests of diffusion-made defects for other models."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,15 @@ from anomalib.models import Draem, Patchcore, Stfpm, Supersimplenet
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_ddpm_st import DiffusionAnomalyGenerator, SyntheticAnomalies, callback
-from anomalib_ddpm_st.callback import FeaturesAsTheyAre, NormalizedGenerator
+from anomalib_ddpm_st.diffusion import DiffusionConfig
+from anomalib_ddpm_st.synthesis import (
+    BankConfig,
+    DefectConfig,
+    DiffusionAnomalyGenerator,
+    SyntheticAnomalies,
+    callback,
+)
+from anomalib_ddpm_st.synthesis.callback import NormalizedGenerator, UnchangedFeatures
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +38,19 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Arguments that ``prepare_generator`` was called with; it gives a generator without a bank."""
+    """Arguments of the call of ``prepare_generator``, which returns a generator without a bank."""
     arguments: dict[str, Any] = {}
 
-    def prepare(images: list[str], **settings: Any) -> DiffusionAnomalyGenerator:  # ruff: ignore[any-type]
+    def prepare(images: list[str], **settings: Any) -> DiffusionAnomalyGenerator:  # noqa: ANN401
         arguments.update(images=images, **settings)
-        return DiffusionAnomalyGenerator(None, settings["probability"])
+        return DiffusionAnomalyGenerator(None, replace(settings["defects"], source="self_texture"))
 
     monkeypatch.setattr(callback, "prepare_generator", prepare)
     return arguments
 
 
 class Data(AnomalibDataModule):
-    """Datamodule of which only the names of its files are asked for."""
+    """Datamodule of which only the file names are used."""
 
     def __init__(self) -> None:
         super().__init__(train_batch_size=1, eval_batch_size=1, num_workers=0)
@@ -53,25 +61,27 @@ class Data(AnomalibDataModule):
         pass
 
 
-def trainer(datamodule: Any = None) -> Any:  # ruff: ignore[any-type]
+def trainer(datamodule: Any = None) -> Any:  # noqa: ANN401
     """Stand-in for the Trainer."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(datamodule=datamodule or Data(), strategy=strategy, precision="bf16-mixed")
 
 
 def test_draem_gets_the_generator(tmp_path: Path, asked: dict[str, Any]) -> None:
-    """While it is trained, and its own again after."""
+    """Draem has this generator during training, and its own again afterwards."""
     model = Draem(dtd_dir=tmp_path)
     own = model.augmenter
     assert isinstance(own, PerlinAnomalyGenerator)
-    use = SyntheticAnomalies(probability=1.0, diffusion_steps=7, cache_dir="cache")
+    use = SyntheticAnomalies({"probability": 1.0}, {"size": 3}, {"training_steps": 7}, cache_dir="cache")
     use.setup(trainer(), model, "test")
     assert model.augmenter is own
     use.setup(trainer(), model, "fit")
     assert isinstance(model.augmenter, NormalizedGenerator)
     assert asked["images"] == ["a.png", "c.png"]
     assert asked["image_size"] == (256, 256)
-    assert (asked["diffusion_steps"], asked["cache_dir"], asked["precision"]) == (7, "cache", "bf16-mixed")
+    assert asked["defects"] == DefectConfig(probability=1.0)
+    assert (asked["bank"], asked["diffusion"]) == (BankConfig(size=3), DiffusionConfig(training_steps=7))
+    assert (asked["diffusion_path"], asked["cache_dir"], asked["precision"]) == (None, "cache", "bf16-mixed")
     images = torch.rand(2, 3, 64, 64)
     augmented, masks = model.augmenter(images)
     assert masks.flatten(1).any(dim=1).all()
@@ -90,15 +100,15 @@ def test_supersimplenet_gets_images_with_defects(
     adapt_cls_features: bool,
     asked: dict[str, Any],
 ) -> None:
-    """Images, masks and labels of the batch; its features are left alone. Fails where anomalib calls it otherwise."""
+    """Images, masks and labels of the batch change, features do not. Fails if anomalib changes the call."""
     model = Supersimplenet(
         backbone="resnet18.tv_in1k", supervised=supervised, adapt_cls_features=adapt_cls_features
     ).train()
     own = model.model.anomaly_generator
-    use = SyntheticAnomalies(probability=1.0)
+    use = SyntheticAnomalies(DefectConfig(probability=1.0))
     use.setup(trainer(), model, "fit")
     assert asked["image_size"] == (256, 256)
-    assert isinstance(model.model.anomaly_generator, FeaturesAsTheyAre)
+    assert isinstance(model.model.anomaly_generator, UnchangedFeatures)
     normalize = model.pre_processor.transform
     images = normalize(torch.rand(2, 3, 64, 64))
     batch = ImageBatch(
@@ -123,14 +133,14 @@ def test_supersimplenet_gets_images_with_defects(
 
 @pytest.mark.parametrize("kind", [Patchcore, Stfpm])
 def test_models_that_make_no_defects(kind: type, asked: dict[str, Any]) -> None:
-    """Pasted into their images, defects would be learned as normal."""
+    """Defects in their images would be learned as normal."""
     with pytest.raises(TypeError, match=f"{kind.__name__} makes no defects"):
         SyntheticAnomalies().setup(trainer(), kind(backbone="resnet18"), "fit")
     assert not asked
 
 
 def test_no_datamodule(tmp_path: Path, asked: dict[str, Any]) -> None:
-    """Its normal images are what the DDPM learns."""
+    """Without a datamodule there are no normal images for the DDPM."""
     model = Draem(dtd_dir=tmp_path)
     with pytest.raises(TypeError, match="pass one to the Engine"):
         SyntheticAnomalies().setup(trainer(datamodule="a loader"), model, "fit")
@@ -138,23 +148,33 @@ def test_no_datamodule(tmp_path: Path, asked: dict[str, Any]) -> None:
     assert isinstance(model.augmenter, PerlinAnomalyGenerator)
 
 
-@pytest.mark.parametrize("arguments", [{"probability": 2.0}, {"blend_factor": [0.9, 0.1]}, {"foreground": "on"}])
-def test_bad_settings_are_named_at_once(arguments: dict[str, Any]) -> None:
-    """Not when training starts."""
-    with pytest.raises(ValueError, match=next(iter(arguments))):
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"defects": {"probability": 2.0}}, "probability"),
+        ({"defects": {"opacity": [0.9, 0.1]}}, "opacity"),
+        ({"defects": {"foreground": "on"}}, "foreground"),
+        ({"bank": {"size": 0}}, "size"),
+        ({"diffusion": {"training_steps": 0}}, "training_steps"),
+    ],
+)
+def test_bad_settings(arguments: dict[str, Any], name: str) -> None:
+    """The error is raised at once, not when training starts."""
+    with pytest.raises(ValueError, match=name):
         SyntheticAnomalies(**arguments)
 
 
 @pytest.mark.parametrize("normalize", [Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), None])
 def test_normalised_images(normalize: Normalize | None) -> None:
-    """Defects are those of the image before it was normalised, and nothing else changes."""
+    """Defects are those of the image before normalisation, and nothing else changes."""
     images = torch.rand(2, 3, 48, 48)
     images[0, :, :24] = 0
     images[1, :, :24] = 1
     transform = nn.Identity() if normalize is None else normalize
     results = []
+    defects = DefectConfig(source="self_texture", probability=1.0)
     for wrap in (True, False):
-        generator = DiffusionAnomalyGenerator(None, 1.0, generator=torch.Generator().manual_seed(2))
+        generator = DiffusionAnomalyGenerator(None, defects, torch.Generator().manual_seed(2))
         if wrap:
             results.append(NormalizedGenerator(generator, normalize)(transform(images)))
         else:
@@ -168,8 +188,8 @@ def test_normalised_images(normalize: Normalize | None) -> None:
     assert torch.equal(results[0][0][outside], transform(images)[outside])
 
 
-def test_normalize_is_found_however_deep(tmp_path: Path, asked: dict[str, Any]) -> None:
-    """A pre-processor of nested transforms."""
+def test_nested_normalize_is_found(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Size and normalisation come from a pre-processor of nested transforms."""
     model = Draem(dtd_dir=tmp_path)
     model.pre_processor.transform = Compose([Compose([Resize((32, 32)), Normalize([0.1] * 3, [0.2] * 3)])])
     SyntheticAnomalies().setup(trainer(), model, "fit")

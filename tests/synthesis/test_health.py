@@ -16,22 +16,29 @@ from anomalib_ddpm_st.synthesis.health import FEW_IMAGES, describe, frechet_dist
 
 
 def features(images: torch.Tensor) -> list[torch.Tensor]:
-    """Edges and brightness, in place of a teacher."""
+    """Edges and brightness, instead of a teacher's features."""
     right = images.diff(dim=-1).abs()[..., :-1, :]
     down = images.diff(dim=-2).abs()[..., :-1]
     return [torch.cat([right, down], dim=1), torch.cat([images, images.square()], dim=1)]
 
 
 class Sampler:
-    """Stand-in for a DDPM: blurs and darkens what it is given."""
+    """Stand-in for a DDPM, which blurs and darkens its images."""
 
     def __init__(self, sigma: float = 0.0, offset: float = 0.0) -> None:
         self.sigma, self.offset = sigma, offset
-        self.starts: list[Any] = []
+        self.starts: list[int | None] = []
 
-    def __call__(self, images: torch.Tensor, start: Any, generator: torch.Generator, **_: Any) -> tuple[torch.Tensor]:  # ruff: ignore[any-type]
+    def __call__(
+        self,
+        images: torch.Tensor,
+        start_timestep: int | None,
+        generator: torch.Generator,
+        **settings: Any,  # noqa: ANN401
+    ) -> tuple[torch.Tensor]:
         """Sample a batch."""
-        self.starts.append(start)
+        assert not settings.get("delta")
+        self.starts.append(start_timestep)
         assert generator is not None
         if self.sigma:
             images = gaussian_blur2d(images, 25, (self.sigma, self.sigma))
@@ -44,7 +51,7 @@ def make_images(count: int) -> torch.Tensor:
 
 
 def test_frechet_distance_equals_scipy() -> None:
-    """Against the formula with a matrix root; zero of a set and itself, and the squared shift of a shifted set."""
+    """The formula with a matrix square root; a set has distance 0 from itself, and a shifted set the squared shift."""
     first, second = torch.randn(200, 6), torch.randn(150, 6) @ torch.randn(6, 6) + 1
     one, two = np.cov(first.double().numpy().T), np.cov(second.double().numpy().T)
     mean = np.square(first.double().numpy().mean(0) - second.double().numpy().mean(0)).sum()
@@ -55,12 +62,12 @@ def test_frechet_distance_equals_scipy() -> None:
 
 
 def test_frechet_distance_of_few_vectors_is_finite() -> None:
-    """Covariances without full rank."""
+    """Covariance matrices may be singular."""
     assert 0 <= frechet_distance(torch.randn(3, 10), torch.randn(3, 10)) < 1000
 
 
 def test_describe() -> None:
-    """Places of all images, by level, whatever the batches."""
+    """Positions of all images, by level, whatever the batches."""
     images = torch.rand(11, 3, 32, 32)
     described = describe(images, lambda batch: [batch, batch[:, :1]])
     assert [tuple(level.shape) for level in described] == [(11 * 64, 3), (11 * 64, 1)]
@@ -72,21 +79,21 @@ def test_describe() -> None:
     ("sampler", "verdict"),
     [(Sampler(), "good"), (Sampler(0.5), "usable"), (Sampler(4.0), "poor"), (Sampler(0.0, -0.9), "poor")],
 )
-def test_verdict(sampler: Any, verdict: str) -> None:  # ruff: ignore[any-type]
-    """By the blur that takes real images as far; plain data."""
+def test_verdict(sampler: Any, verdict: str) -> None:  # noqa: ANN401
+    """The verdict follows from the blur with the same distance; the report is plain data."""
     report = health_report(sampler, make_images(24), features)
     assert report["verdict"] == verdict
     assert json.loads(json.dumps(report)) == report
     assert report["images"] == 24
-    assert "rough guess" not in report["advice"]
-    assert sampler.starts == [400, "noise", 400, "noise"]
-    # At 64 pixels no more than 2 is looked for.
+    assert "rough estimate" not in report["advice"]
+    assert sampler.starts == [400, None, 400, None]
+    # At 64 pixels the largest blur is 2.
     expected = min(sampler.sigma, 2.0) if sampler.offset == 0 else 2.0
     assert report["equivalent_blur"] == pytest.approx(expected, abs=0.2)
 
 
 def test_same_seed_same_report() -> None:
-    """Halves and samples are drawn from the seed alone."""
+    """Halves and samples depend on the seed alone."""
     images = make_images(10)
     state = torch.get_rng_state()
     first, second = (health_report(Sampler(1.0), images, features, seed=1) for _ in range(2))  # type: ignore[arg-type]
@@ -96,7 +103,7 @@ def test_same_seed_same_report() -> None:
 
 @pytest.mark.parametrize(("count", "verdict"), [(1, "unknown"), (3, "unknown"), (4, "good"), (FEW_IMAGES - 1, "good")])
 def test_few_images(count: int, verdict: str) -> None:
-    """What cannot be halved has no verdict; what can but is little says so."""
+    """Fewer than four images have no verdict; the advice for few images says that it is rough."""
     report = health_report(Sampler(), make_images(count), features)  # type: ignore[arg-type]
     assert report["verdict"] == verdict
-    assert ("cannot be halved" if verdict == "unknown" else "rough guess") in report["advice"]
+    assert ("too few to compare" if verdict == "unknown" else "rough estimate") in report["advice"]

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of pairs of image and mask in files."""
+"""Tests of files with pairs of image and mask."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ddpm_st.images import load_image
+from anomalib_ddpm_st.core.images import load_image
 from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, pairs
 from anomalib_ddpm_st.synthesis.pairs import Pair, read_pair, write_pairs
 
@@ -25,23 +25,24 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def write(images: list[Path], output: Path, **settings: Any) -> list[Pair]:  # ruff: ignore[any-type]
+def write(images: list[Path], output: Path, **settings: Any) -> list[Pair]:  # noqa: ANN401
     """Pairs without a bank."""
-    return write_pairs(DiffusionAnomalyGenerator(None), images, output, **settings)
+    return write_pairs(DiffusionAnomalyGenerator(), images, output, **settings)
 
 
 def content(output: Path) -> dict[str, bytes]:
-    """Every picture of a folder."""
+    """Every PNG file of a folder."""
     return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*.png"))}
 
 
 @pytest.mark.parametrize("size", [None, (24, 24)])
 def test_pairs(images: list[Path], tmp_path: Path, size: tuple[int, int] | None) -> None:
-    """Files, table and figures agree; outside of the mask the image is the normal one."""
+    """Files, table and measurements agree; outside the mask the image is the normal one."""
     output = tmp_path / "pairs"
     found = write(images, output, per_image=2, image_size=size)
     assert [pair.name for pair in found] == [f"{place:05d}_{turn:02d}.png" for turn in (0, 1) for place in (0, 1, 2)]
-    assert [row["name"] for row in csv.DictReader((output / "pairs.csv").open())] == [pair.name for pair in found]
+    rows = list(csv.DictReader((output / "pairs.csv").open()))
+    assert [Pair(row["name"], row["source"], float(row["mask_area"]), float(row["contrast"])) for row in rows] == found
     assert len(content(output)) == 12
     assert not list(output.rglob("*.partial"))
     for index, pair in enumerate(found):
@@ -57,7 +58,7 @@ def test_pairs(images: list[Path], tmp_path: Path, size: tuple[int, int] | None)
 
 
 def test_count(images: list[Path], tmp_path: Path) -> None:
-    """So many pairs, all images in turn; the first ones do not hang on how many there are."""
+    """The images take turns, and the first pairs do not depend on the number of pairs."""
     few = write(images, tmp_path / "few", count=2)
     more = write(images, tmp_path / "more", count=5)
     assert [pair.name for pair in more] == [*(pair.name for pair in few), *(pair.name for pair in more[2:])]
@@ -66,13 +67,13 @@ def test_count(images: list[Path], tmp_path: Path) -> None:
     assert all(after[name] == data for name, data in before.items())
 
 
-def test_interrupted_pairs_go_on(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is not made again, half a pair is, and the result is the same as at once."""
+def test_interrupted_run_resumes(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole pairs are kept, half a pair is made again, and the result is that of a single run."""
     whole = write(images, tmp_path / "whole", seed=4)
     save = pairs.save_image
     written: list[str] = []
 
-    def stop(pixels: torch.Tensor, path: Path, **settings: Any) -> None:  # ruff: ignore[any-type]
+    def stop(pixels: torch.Tensor, path: Path, **settings: Any) -> None:  # noqa: ANN401
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(path.name)
@@ -90,9 +91,9 @@ def test_interrupted_pairs_go_on(images: list[Path], tmp_path: Path, monkeypatch
         assert (tmp_path / "parts" / name).stat().st_mtime_ns == kept[name]
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"image_size": (16, 16)}, {"settings": {"strength": 2}}])
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"image_size": (16, 16)}, {"settings": {"bank.delta": 2}}])
 def test_other_settings_are_not_mixed(images: list[Path], tmp_path: Path, changed: dict[str, Any]) -> None:
-    """The sentence says where to look."""
+    """The message says where to look."""
     write(images, tmp_path / "pairs")
     before = content(tmp_path / "pairs")
     with pytest.raises(FileExistsError, match="made with other settings"):
@@ -100,8 +101,8 @@ def test_other_settings_are_not_mixed(images: list[Path], tmp_path: Path, change
     assert content(tmp_path / "pairs") == before
 
 
-def test_folders_of_others_are_left_alone(images: list[Path], tmp_path: Path) -> None:
-    """Images that were not made here."""
+def test_other_images_are_not_touched(images: list[Path], tmp_path: Path) -> None:
+    """A folder with images from elsewhere raises an error."""
     (tmp_path / "image").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "image" / "mine.png")
     with pytest.raises(FileExistsError, match="holds other images"):
@@ -110,6 +111,6 @@ def test_folders_of_others_are_left_alone(images: list[Path], tmp_path: Path) ->
 
 @pytest.mark.parametrize(("count", "number"), [(0, 3), (None, 0), (5, 0)])
 def test_nothing_to_make(images: list[Path], tmp_path: Path, count: int | None, number: int) -> None:
-    """One sentence."""
+    """The message says what to check."""
     with pytest.raises(ValueError, match="normal images to make"):
         write(images[:number], tmp_path / "pairs", count=count)

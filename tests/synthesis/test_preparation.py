@@ -1,31 +1,33 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of the way from normal images to a bank through the cache."""
+"""Tests of the way from normal images to a bank, through the cache."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from diffusers import UNet2DModel
 from PIL import Image
 
-from anomalib_ddpm_st.diffusion import DefectPipeline
-from anomalib_ddpm_st.synthesis import TextureBank, preparation, sample_bank
-from anomalib_ddpm_st.synthesis.preparation import (
-    load_pipeline,
-    normal_paths,
+from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline
+from anomalib_ddpm_st.synthesis import (
+    BankConfig,
+    DefectConfig,
+    TextureBank,
+    preparation,
     prepare_bank,
-    prepare_diffusion,
     prepare_generator,
+    sample_bank,
 )
+from anomalib_ddpm_st.synthesis.preparation import PreparedBank, normal_paths, prepare_diffusion
 
-DIFFUSION: dict[str, Any] = {"training_steps": 1, "batch_size": 2, "block_out_channels": [8, 8]}
-TRAINER: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
-BANK: dict[str, Any] = {"size": 3, "strength": [0.1, 0.2], "start": [100, 200], "num_inference_steps": 1}
+DIFFUSION = DiffusionConfig(training_steps=1, batch_size=2, block_out_channels=(8, 8))
+BANK = BankConfig(size=3, delta=(0.1, 0.2), start_timestep=(100, 200), num_inference_steps=1)
+SIZE = (32, 32)
 CPU = torch.device("cpu")
 
 
@@ -34,153 +36,6 @@ def pipeline_dir(pipeline: DefectPipeline, tmp_path: Path) -> Path:
     """Folder with an untrained DDPM."""
     pipeline.save_pretrained(tmp_path / "ddpm")
     return tmp_path / "ddpm"
-
-
-def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Fail the test if the function is called."""
-
-    def fail(*_: Any, **__: Any) -> None:  # ruff: ignore[any-type]
-        pytest.fail(f"{name} was called again")
-
-    monkeypatch.setattr(preparation, name, fail)
-
-
-def test_diffusion_is_trained_once(
-    normal_images: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second call finds the folder, whatever the Trainer; the settings lie beside the weights."""
-    folder = prepare_diffusion(normal_images, tmp_path, DIFFUSION, **TRAINER)
-    assert folder.parent == tmp_path
-    assert json.loads((folder / "settings.json").read_text()) == DIFFUSION
-    assert isinstance(load_pipeline(folder), DefectPipeline)
-    forbid(monkeypatch, "train_diffusion")
-    assert prepare_diffusion(normal_images, tmp_path, DIFFUSION, accelerator="gpu") == folder
-
-
-def test_other_images_or_settings_are_another_diffusion(
-    normal_images: torch.Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Content decides, not names."""
-    calls: list[Path] = []
-    monkeypatch.setattr(preparation, "train_diffusion", lambda _, folder, **__: calls.append(folder))
-    first = prepare_diffusion(normal_images, tmp_path, DIFFUSION)
-    assert prepare_diffusion(normal_images.clone(), tmp_path, dict(DIFFUSION)) == first
-    assert len(calls) == 1
-    other = normal_images.clone()
-    other[0, 0, 0, 0] += 1
-    folders = {
-        first,
-        prepare_diffusion(other, tmp_path, DIFFUSION),
-        prepare_diffusion(normal_images, tmp_path, {**DIFFUSION, "training_steps": 2}),
-    }
-    assert len(folders) == len(calls) == 3
-
-
-def test_bank_is_sampled_once(
-    normal_images: torch.Tensor,
-    pipeline_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second call finds the folder; the settings lie beside the textures."""
-    folder = prepare_bank(normal_images, pipeline_dir, tmp_path, BANK, CPU)
-    assert len(TextureBank.load(folder)) == BANK["size"]
-    settings = json.loads((folder / "settings.json").read_text())
-    assert settings["diffusion"] == str(pipeline_dir)
-    assert {name: settings[name] for name in BANK} == BANK
-    forbid(monkeypatch, "sample_bank")
-    assert prepare_bank(normal_images, str(pipeline_dir), tmp_path, BANK, CPU) == folder
-
-
-def test_other_content_is_another_bank(normal_images: torch.Tensor, pipeline_dir: Path, tmp_path: Path) -> None:
-    """Images, settings and the weights of the DDPM decide, not the path of the DDPM."""
-    folders = [
-        prepare_bank(normal_images, pipeline_dir, tmp_path, BANK, CPU),
-        prepare_bank(255 - normal_images, pipeline_dir, tmp_path, BANK, CPU),
-        prepare_bank(normal_images, pipeline_dir, tmp_path, {**BANK, "size": 2}, CPU),
-    ]
-    pipeline_dir = pipeline_dir.rename(tmp_path / "moved")
-    assert prepare_bank(normal_images, pipeline_dir, tmp_path, BANK, CPU) == folders[0]
-    pipeline = load_pipeline(pipeline_dir)
-    with torch.no_grad():
-        pipeline.unet.conv_out.bias[0] += 0.5
-    pipeline.save_pretrained(pipeline_dir)
-    folders.append(prepare_bank(normal_images, pipeline_dir, tmp_path, BANK, CPU))
-    assert len(set(folders)) == 4
-
-
-def test_mixed_precision(normal_images: torch.Tensor, pipeline_dir: Path, tmp_path: Path) -> None:
-    """``bfloat16`` gives a bank as well."""
-    folder = prepare_bank(normal_images, pipeline_dir, tmp_path, BANK, CPU, mixed_precision=True)
-    assert TextureBank.load(folder).textures.dtype == torch.uint8
-
-
-def test_channels_last(pipeline_dir: Path) -> None:
-    """A loaded DDPM samples in the memory format that is fastest."""
-    weight = load_pipeline(pipeline_dir).unet.conv_in.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_compiled_network(normal_images: torch.Tensor, pipeline_dir: Path) -> None:
-    """A network that was compiled samples the same textures."""
-    pipeline = load_pipeline(pipeline_dir)
-    expected = sample_bank(pipeline, normal_images, **BANK).textures
-    pipeline.unet.compile(backend="eager")
-    assert torch.equal(sample_bank(pipeline, normal_images, **BANK).textures, expected)
-
-
-def test_load_pipeline_from_nowhere(tmp_path: Path) -> None:
-    """The message names the folder and how to make one."""
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*anomalib-ddpm-st diffusion"):
-        load_pipeline(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("model_index.json", b""),
-        ("model_index.json", b"{}"),
-        ("model_index.json", b"{not json"),
-        ("unet/config.json", b"{not json"),
-        ("unet/diffusion_pytorch_model.safetensors", b""),
-        ("unet/diffusion_pytorch_model.safetensors", b"no weights here"),
-        ("unet/diffusion_pytorch_model.safetensors", None),
-        ("unet/diffusion_pytorch_model.safetensors", "cut"),
-        ("scheduler/scheduler_config.json", None),
-    ],
-)
-def test_load_damaged_pipeline(file: str, content: bytes | str | None, pipeline_dir: Path) -> None:
-    """Whatever is damaged, the message names the folder and the way out."""
-    path = pipeline_dir / file
-    if content is None:
-        path.unlink()
-    elif isinstance(content, str):
-        path.write_bytes(path.read_bytes()[:-1000])
-    else:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{pipeline_dir}.*delete the folder"):
-        load_pipeline(pipeline_dir)
-
-
-def test_load_pipeline_asks_no_hub(pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local folder is loaded without a network."""
-
-    def fail(*_: Any, **__: Any) -> None:  # ruff: ignore[any-type]
-        pytest.fail("the hub was asked")
-
-    monkeypatch.setattr("socket.socket.connect", fail)
-    assert isinstance(load_pipeline(pipeline_dir).unet, UNet2DModel)
-
-
-def test_normal_paths() -> None:
-    """Defective images are left out; no samples give no paths."""
-    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
-    assert normal_paths(samples) == ["a", "c"]
-    assert normal_paths(pd.DataFrame()) == []
 
 
 @pytest.fixture
@@ -192,6 +47,172 @@ def paths(tmp_path: Path) -> list[Path]:
     return names
 
 
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Fail the test if one of the functions is called."""
+
+    def fail(*_: Any, **__: Any) -> None:  # noqa: ANN401
+        pytest.fail(f"one of {names} was called")
+
+    for name in names:
+        monkeypatch.setattr(preparation, name, fail)
+
+
+def test_diffusion_is_trained_once(
+    normal_images: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second call finds the folder, whatever the device and precision; the settings are next to the weights."""
+    folder = prepare_diffusion(normal_images, DIFFUSION, tmp_path, CPU)
+    assert folder.parent == tmp_path
+    saved = json.loads((folder / "settings.json").read_text())
+    assert DiffusionConfig(**saved) == DIFFUSION
+    assert isinstance(load_pipeline(folder), DefectPipeline)
+    forbid(monkeypatch, "train_diffusion")
+    assert prepare_diffusion(normal_images, DIFFUSION, tmp_path, torch.device("cuda:1"), "bf16-mixed") == folder
+
+
+def test_other_images_or_settings_are_another_diffusion(
+    normal_images: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Content decides, not names."""
+    calls: list[Path] = []
+    monkeypatch.setattr(preparation, "train_diffusion", lambda _, folder, *__, **___: calls.append(folder))
+    first = prepare_diffusion(normal_images, DIFFUSION, tmp_path, CPU)
+    assert prepare_diffusion(normal_images.clone(), DiffusionConfig(**asdict(DIFFUSION)), tmp_path, CPU) == first
+    assert len(calls) == 1
+    other = normal_images.clone()
+    other[0, 0, 0, 0] += 1
+    folders = {first, prepare_diffusion(other, DIFFUSION, tmp_path, CPU)}
+    for name, value in {"training_steps": 2, "batch_size": 1, "learning_rate": 0.1, "seed": 1}.items():
+        changed = DiffusionConfig(**{**asdict(DIFFUSION), name: value})
+        folders.add(prepare_diffusion(normal_images, changed, tmp_path, CPU))
+    assert len(folders) == len(calls) == 6
+
+
+@pytest.mark.parametrize(("device", "devices"), [("cpu", 1), ("cuda", 1), ("cuda:1", [1])])
+def test_trains_on_the_device(
+    normal_images: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    devices: Any,  # noqa: ANN401
+) -> None:
+    """The Trainer gets the device and the precision."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(preparation, "train_diffusion", lambda *_, **arguments: asked.update(arguments))
+    prepare_diffusion(normal_images, DIFFUSION, tmp_path, torch.device(device), "bf16-mixed")
+    assert asked == {"accelerator": device[:4].rstrip(":"), "devices": devices, "precision": "bf16-mixed"}
+
+
+def test_bank_is_sampled_once(
+    paths: list[Path],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second call finds the folder; the settings are next to the textures."""
+    cache = tmp_path / "cache"
+    prepared = prepare_bank(paths, SIZE, BANK, None, pipeline_dir, cache, CPU)
+    assert len(TextureBank.load(prepared.bank_dir)) == BANK.size
+    assert prepared.diffusion_dir == pipeline_dir
+    assert prepared.bank_dir.parent == cache
+    assert sorted(prepared.seconds) == ["bank", "diffusion"]
+    assert min(prepared.seconds.values()) >= 0
+    settings = json.loads((prepared.bank_dir / "settings.json").read_text())
+    assert settings.pop("diffusion") == str(pipeline_dir)
+    assert settings.pop("aspect") == 2
+    assert BankConfig(**settings) == BANK
+    forbid(monkeypatch, "sample_bank")
+    again = prepare_bank(list(map(str, paths)), SIZE, asdict(BANK), None, str(pipeline_dir), str(cache), CPU)
+    assert again.bank_dir == prepared.bank_dir
+
+
+def test_other_content_is_another_bank(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
+    """Images, their aspect ratio, every setting and the weights of the DDPM decide, not the path of the DDPM."""
+
+    def folder(images: list[Path], image_size: tuple[int, int] = SIZE, **settings: Any) -> Path:  # noqa: ANN401
+        config = BankConfig(**{**asdict(BANK), **settings})
+        return prepare_bank(images, image_size, config, None, pipeline_dir, tmp_path / "cache", CPU).bank_dir
+
+    folders = [folder(paths), folder(paths[:2]), folder(paths, (32, 64))]
+    changes = {"size": 2, "delta": (0, 1), "start_timestep": (1, 2), "num_inference_steps": 2, "detail": 2 * (0,)}
+    folders += [folder(paths, **{name: value}) for name, value in {**changes, "seed": 1}.items()]
+    pipeline_dir = pipeline_dir.rename(tmp_path / "moved")
+    assert folder(paths) == folders[0]
+    pipeline = load_pipeline(pipeline_dir)
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias[0] += 0.5
+    pipeline.save_pretrained(pipeline_dir)
+    folders.append(folder(paths))
+    assert len(set(folders)) == len(folders) == 10
+
+
+def test_aspect_changes_no_texture(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
+    """The same pixels of squeezed images and of square ones: two banks with equal textures."""
+    square = tmp_path / "square"
+    square.mkdir()
+    banks = []
+    for index, path in enumerate(paths):
+        pixels = preparation.load_normal_images([path], SIZE, min_images=1)[0]
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(square / f"{index}.png")
+    for images in (paths, sorted(square.iterdir())):
+        prepared = prepare_bank(images, SIZE, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
+        banks.append(TextureBank.load(prepared.bank_dir))
+    assert torch.equal(banks[0].textures, banks[1].textures)
+    assert banks[0].aspect is not None
+    assert banks[0].aspect.item() == pytest.approx(2)
+    assert banks[1].aspect is None
+
+
+def test_mixed_precision(
+    paths: list[Path],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The network samples in ``bfloat16``; the key does not depend on it."""
+    seen: list[bool] = []
+
+    def spy(*arguments: Any) -> TextureBank:  # noqa: ANN401
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return sample_bank(*arguments)
+
+    monkeypatch.setattr(preparation, "sample_bank", spy)
+    folders = []
+    for precision in ("bf16-mixed", "32-true"):
+        arguments = (paths, SIZE, BANK, None, pipeline_dir, tmp_path / precision, CPU, precision)
+        folders.append(prepare_bank(*arguments).bank_dir)
+        assert TextureBank.load(folders[-1]).textures.dtype == torch.uint8
+    assert seen == [True, False]
+    assert folders[0].name == folders[1].name
+
+
+def test_compiled_network(normal_images: torch.Tensor, pipeline_dir: Path) -> None:
+    """A compiled network samples the same textures."""
+    pipeline = load_pipeline(pipeline_dir)
+    expected = sample_bank(pipeline, normal_images, BANK).textures
+    pipeline.unet.compile(backend="eager")
+    assert torch.equal(sample_bank(pipeline, normal_images, BANK).textures, expected)
+
+
+def test_too_few_images(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
+    """One image is enough, unless more are asked for."""
+    arguments = (SIZE, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
+    assert prepare_bank(paths[:1], *arguments).bank_dir.exists()
+    with pytest.raises(ValueError, match="at least 2 normal images, but found 1"):
+        prepare_bank(paths[:1], *arguments, min_images=2)
+
+
+def test_normal_paths() -> None:
+    """Defective images are left out; no samples give no paths."""
+    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
+    assert normal_paths(samples) == ["a", "c"]
+    assert normal_paths(pd.DataFrame()) == []
+
+
 @pytest.mark.parametrize(("size", "aspect"), [((32, 32), 2.0), ((32, 64), None)])
 def test_generator_from_images(
     paths: list[Path],
@@ -200,72 +221,79 @@ def test_generator_from_images(
     size: tuple[int, int],
     aspect: float | None,
 ) -> None:
-    """A bank for the images, which remembers their proportions where they were squeezed; the rest is passed on."""
-    generator = prepare_generator(
-        paths,
-        "diffusion",
-        size,
-        pipeline_dir,
-        tmp_path / "cache",
-        bank_size=3,
-        device=CPU,
-        probability=0.25,
-        soft=0.0,
-    )
-    assert generator.bank is not None
-    assert generator.bank.textures.shape == (3, 3, *size)
-    assert (None if generator.bank.aspect is None else generator.bank.aspect.item()) == aspect
-    assert (generator.probability, generator.soft) == (0.25, 0.0)
-    assert generator.shares == [1.0, 0.0, 0.0]
+    """The generator's bank stores the aspect ratio of squeezed images, and is that of ``prepare_bank``."""
+    cache = tmp_path / "cache"
+    defects = DefectConfig(source="diffusion", probability=0.25, p_soft=0.0)
+    generator = prepare_generator(paths, defects, asdict(BANK), None, size, pipeline_dir, cache, CPU)
+    assert generator.bank_textures is not None
+    bank = generator.bank_textures.bank
+    assert bank.textures.shape == (3, 3, *size)
+    assert (None if bank.aspect is None else bank.aspect.item()) == aspect
+    assert generator.defects == defects
+    bank_dir = prepare_bank(paths, size, BANK, None, pipeline_dir, cache, CPU).bank_dir
+    assert [path for path in cache.iterdir() if path.is_dir()] == [bank_dir]
 
 
-def test_generator_trains_a_ddpm_where_none_is_given(
+def test_generator_trains_a_ddpm_if_none_is_given(
     paths: list[Path],
     pipeline_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the device and in the precision that were asked for."""
-    asked: dict[str, Any] = {}
+    """With the given settings, on the given device and in the given precision."""
+    asked: list[Any] = []
 
-    def prepare(images: torch.Tensor, cache_dir: Path, settings: dict[str, Any], **trainer: Any) -> Path:  # ruff: ignore[any-type]
-        asked.update(images=images, cache_dir=cache_dir, **settings, **trainer)
+    def prepare(images: torch.Tensor, *arguments: Any) -> Path:  # noqa: ANN401
+        asked.extend([tuple(images.shape), *arguments])
         return pipeline_dir
 
     monkeypatch.setattr(preparation, "prepare_diffusion", prepare)
-    prepare_generator(
-        paths, cache_dir=tmp_path, diffusion_steps=5, bank_size=2, seed=3, device=CPU, precision="bf16-mixed"
-    )
-    assert asked.pop("images").shape == (3, 3, 256, 256)
-    expected = {"training_steps": 5, "seed": 3, "accelerator": "cpu", "devices": 1, "precision": "bf16-mixed"}
-    assert asked == {"cache_dir": tmp_path, **expected}
+    diffusion = {"training_steps": 5, "seed": 3}
+    prepare_generator(paths, None, BANK, diffusion, SIZE, cache_dir=tmp_path, device=CPU, precision="bf16-mixed")
+    assert asked == [(3, 3, 32, 32), DiffusionConfig(training_steps=5, seed=3), tmp_path, CPU, "bf16-mixed"]
 
 
-@pytest.mark.parametrize("synthesis", ["self_texture", "noise", "none"])
-def test_generator_without_a_ddpm(synthesis: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # ruff: ignore[any-type]
+def test_default_size_and_cache(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 x 256 pixels and the defaults of ``prepare_bank``."""
+    asked: list[Any] = []
+
+    def prepare(*arguments: Any) -> PreparedBank:  # noqa: ANN401
+        asked.extend(arguments)
+        TextureBank(torch.zeros(1, 3, 4, 4).byte(), torch.tensor([0]), torch.zeros(1, 768)).save(tmp_path)
+        return PreparedBank(tmp_path, tmp_path)
+
+    monkeypatch.setattr(preparation, "prepare_bank", prepare)
+    assert prepare_generator(paths).defects == DefectConfig()
+    assert asked == [paths, (256, 256), BankConfig(), DiffusionConfig(), None, None, None, "32-true"]
+
+
+def test_generator_without_a_ddpm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read, trained or sampled."""
-    for name in ("load_normal_images", "prepare_diffusion", "prepare_bank"):
-        forbid(monkeypatch, name)
-    generator = prepare_generator(["missing.png"], synthesis)
-    assert generator.bank is None
-    assert (generator.probability == 0) == (synthesis == "none")
+    forbid(monkeypatch, "load_normal_images", "prepare_diffusion", "prepare_bank")
+    generator = prepare_generator(["missing.png"], {"source": "self_texture", "probability": 0.2})
+    assert generator.bank_textures is None
+    assert generator.defects == DefectConfig(source="self_texture", probability=0.2)
 
 
+@pytest.mark.parametrize("source", ["mixture", "self_texture"])
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"synthesis": "magic"}, "Unknown synthesis 'magic'"),
-        ({"strength": (2.0, 1.0)}, "strength must be"),
-        ({"probability": 3.0}, "probability must lie"),
+        ({"defects": {"source": "magic"}}, r"defects\.source must be"),
+        ({"defects": {"probability": 3.0}}, r"defects\.probability must be"),
+        ({"bank": {"delta": (2.0, 1.0)}}, r"bank\.delta must be"),
+        ({"bank": {"strength": (1.0, 2.0)}}, "has no setting 'strength'"),
+        ({"diffusion": {"training_steps": 0}}, r"diffusion\.training_steps must be"),
     ],
 )
 def test_bad_settings_cost_no_training(
     paths: list[Path],
+    source: str,
     arguments: dict[str, Any],
     match: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are named before stage 1."""
-    forbid(monkeypatch, "prepare_diffusion")
+    """The error is raised before stage 1, even for settings that the source does not use."""
+    forbid(monkeypatch, "load_normal_images", "prepare_diffusion")
     with pytest.raises(ValueError, match=match):
-        prepare_generator(paths, **arguments)
+        prepare_generator(paths, **{"defects": {"source": source}, **arguments})

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The page on synthetic defects, as a browser shows it."""
+"""Tests of the report on synthetic defects."""
 
 import re
 import shutil
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ddpm_st import DefectPipeline, DiffusionAnomalyGenerator, PerturbedDDPMScheduler
-from anomalib_ddpm_st.diffusion import build_unet
-from anomalib_ddpm_st.report import save_report
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.health import HealthReport
 from anomalib_ddpm_st.synthesis.pairs import write_pairs
+from anomalib_ddpm_st.synthesis.report import save_report
 
 HEALTH: HealthReport = {
     "images": 12,
@@ -31,27 +31,27 @@ HEALTH: HealthReport = {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Page on four pairs and an untrained DDPM."""
+    """Report on four pairs and an untrained DDPM."""
     folder = tmp_path_factory.mktemp("page")
     paths = [folder / f"{index} & co.png" for index in range(4)]
     for path in paths:
         Image.fromarray(torch.randint(90, 160, (32, 32, 3), dtype=torch.uint8).numpy()).save(path)
-    pairs = write_pairs(DiffusionAnomalyGenerator(None), paths, folder / "pairs")
+    pairs = write_pairs(DiffusionAnomalyGenerator(), paths, folder / "pairs")
     pipeline = DefectPipeline(
         build_unet((32, 32), block_out_channels=(8, 8)), PerturbedDDPMScheduler(prediction_type="sample")
     )
     pipeline.set_progress_bar_config(disable=True)
     normal = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     return save_report(
-        folder / "pairs", pairs, None, {"from": "<here>", "strength": [0.3, 2.0]}, pipeline, normal, HEALTH
+        folder / "pairs", pairs, None, {"from": "<here>", "bank.delta": [0.3, 2.0]}, pipeline, normal, HEALTH
     )
 
 
 def test_page(page: Path) -> None:
-    """Every section has its picture; nothing is fetched; what users name is text."""
+    """Every section has its figure, nothing is fetched from the network, and names are escaped."""
     text = page.read_text(encoding="utf-8")
     titles = re.findall(r"<h2>(.*?)</h2>", text)
-    assert titles == ["Pairs", "Areas and contrasts", "Undisturbed samples", "Strengths", "Settings"]
+    assert titles == ["Pairs", "Areas and contrasts", "Unperturbed samples", "Perturbations", "Settings"]
     assert text.count("data:image/png;base64,") == 4
     assert not re.search(r"https?://", text)
     assert "&lt;here&gt;" in text
@@ -62,16 +62,16 @@ def test_page(page: Path) -> None:
 
 
 def test_page_without_a_ddpm(page: Path, tmp_path: Path) -> None:
-    """Self-textures: no samples and no health."""
+    """Pairs of shuffled tiles: no samples and no health."""
     shutil.copy(page.parents[1] / "0 & co.png", tmp_path / "a.png")
-    pairs = write_pairs(DiffusionAnomalyGenerator(None), [tmp_path / "a.png"], tmp_path / "pairs")
+    pairs = write_pairs(DiffusionAnomalyGenerator(), [tmp_path / "a.png"], tmp_path / "pairs")
     text = save_report(tmp_path / "pairs", pairs, None, {}).read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Pairs", "Areas and contrasts", "Settings"]
     assert "verdict" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
 
 
 def test_page_in_a_browser(page: Path, tmp_path: Path) -> None:
-    """Headless Chromium shows text and pictures, at the width of a desk and of a telephone."""
+    """Headless Chromium shows text and figures, at the width of a desktop and of a phone."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
@@ -90,4 +90,4 @@ def test_page_in_a_browser(page: Path, tmp_path: Path) -> None:
             assert image.width == width
             colours = image.convert("RGB").getcolors(maxcolors=2**24)
         assert colours is not None
-        assert len(colours) > 200, "pictures have many colours"
+        assert len(colours) > 200, "figures have many colours"
