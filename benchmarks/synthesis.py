@@ -131,8 +131,8 @@ def compare_steps(images: torch.Tensor, diffusion_path: Path, repeats: int, bflo
         optimizer.zero_grad()
         spent["rest"].append(time.perf_counter() - start)
     typical = {name: median(times[1:]) for name, times in spent.items()}
-    shares = {f"{name}_share": typical[name] / (typical[name] + typical["rest"]) for name in generators}
-    return {**shares, **{f"{name}_seconds": value for name, value in typical.items()}}
+    fractions = {f"{name}_share": typical[name] / (typical[name] + typical["rest"]) for name in generators}
+    return {**fractions, **{f"{name}_seconds": value for name, value in typical.items()}}
 
 
 def time_pairs(images: Path, diffusion_path: Path, precision: str, weights: str | None) -> float:

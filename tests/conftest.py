@@ -34,7 +34,7 @@ def _same_world(stderr_descriptor: int) -> Iterator[None]:
     faulthandler.disable()  # enabling does nothing while it takes itself for enabled
     faulthandler.enable(stderr_descriptor)
     random.seed(0)
-    np.random.seed(0)  # ruff: ignore[numpy-legacy-random]
+    np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     handler = signal.getsignal(signal.SIGINT)
     with preserved_signal_stack():

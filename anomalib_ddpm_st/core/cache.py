@@ -43,9 +43,9 @@ def content_key(settings: Mapping[str, Any], *tensors: torch.Tensor) -> str:
 def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> Path:
     """Return a folder of the cache, building it first if it is missing.
 
-    The folder is built beside its final place and renamed when whole, so that a half-written one is never taken for
-    a whole one. The next build gets what an interrupted one left, and may resume from it. While another process builds
-    the same folder this one waits.
+    The folder is built next to its final path and renamed when complete, so that a partial one is never used. The next
+    build receives what an interrupted one left and may resume from it. If another process is building the same folder,
+    this one waits.
 
     Args:
         cache_dir (Path): Root of the cache, created if it is missing.
@@ -53,7 +53,7 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
         build (Callable[[Path], None]): Called with an existing folder to fill.
 
     Returns:
-        Path: The whole folder.
+        Path: The complete folder.
 
     Raises:
         OSError: If the cache cannot be written; the message names the folder and the remedy.

@@ -44,7 +44,7 @@ def as_config(kind: type[Config], value: Config | Mapping[str, Any] | None) -> C
 
 
 def check_number(name: str, value: Any, low: float, high: float = float("inf")) -> None:  # noqa: ANN401
-    """Check that a setting is a number within closed bounds.
+    """Check that a setting is a finite number within closed bounds.
 
     Args:
         name (str): Name of the setting.
@@ -55,8 +55,8 @@ def check_number(name: str, value: Any, low: float, high: float = float("inf")) 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        msg = f"{name} must be a number {_bounds(low, high)}, got {value!r}."
+    if not _is_number(value) or not low <= value <= high:
+        msg = f"{name} must be a finite number {_bounds(low, high)}, got {value!r}."
         raise ValueError(msg)
 
 
@@ -70,7 +70,7 @@ def check_positive(name: str, value: Any) -> None:  # noqa: ANN401
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if not _is_number(value) or not value > 0:
         msg = f"{name} must be a finite number above 0, got {value!r}."
         raise ValueError(msg)
 
@@ -93,7 +93,7 @@ def check_integer(name: str, value: Any, low: int, high: float = float("inf")) -
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> tuple:  # noqa: ANN401
-    """Check that a setting is a range: two numbers in ascending order within closed bounds.
+    """Check that a setting is a range: two finite numbers in ascending order within closed bounds.
 
     Args:
         name (str): Name of the setting.
@@ -107,31 +107,32 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
     Raises:
         ValueError: If it is not a range or leaves the bounds.
     """
-    values = as_tuple(name, value)
-    is_numeric = all(isinstance(part, int | float) and not isinstance(part, bool) for part in values)
-    if len(values) != 2 or not is_numeric or not low <= values[0] <= values[1] <= high:
-        msg = f"{name} must be two numbers in ascending order, both {_bounds(low, high)}, got {value!r}."
+    values = _as_tuple(value)
+    if len(values) != 2 or not all(map(_is_number, values)) or not low <= values[0] <= values[1] <= high:
+        msg = f"{name} must be two finite numbers in ascending order, both {_bounds(low, high)}, got {value!r}."
         raise ValueError(msg)
     return values
 
 
-def as_tuple(name: str, value: Any) -> tuple:  # noqa: ANN401
-    """Convert a list, as configs and anomalib's look-up tables give it, to a tuple.
+def check_integers(name: str, value: Any, low: int) -> tuple[int, ...]:  # noqa: ANN401
+    """Check that a setting is a list of one or more whole numbers of a smallest size, such as layer widths.
 
     Args:
         name (str): Name of the setting.
-        value (Any): Its value.
+        value (Any): Its value, any sequence.
+        low (int): Smallest number allowed.
 
     Returns:
-        tuple: The same items.
+        tuple[int, ...]: The numbers.
 
     Raises:
-        ValueError: If the value is not a sequence.
+        ValueError: If it is not.
     """
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        msg = f"{name} must be a list of numbers, got {value!r}."
+    values = _as_tuple(value)
+    if not values or not all(isinstance(part, int) and _is_number(part) and part >= low for part in values):
+        msg = f"{name} must be a list of whole numbers {_bounds(low)}, got {value!r}."
         raise ValueError(msg)
-    return tuple(value)
+    return values
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:  # noqa: ANN401
@@ -151,6 +152,16 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:  # noqa
         raise ValueError(msg)
 
 
-def _bounds(low: float, high: float) -> str:
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    """Whether a value is a finite number; ``True`` and ``False`` are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _as_tuple(value: Any) -> tuple:  # noqa: ANN401
+    """Items of a list, as configs and anomalib's look-up tables give it, or of a tuple; none of anything else."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+def _bounds(low: float, high: float = float("inf")) -> str:
     """Bounds in words."""
     return f"of at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"

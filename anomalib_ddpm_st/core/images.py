@@ -47,9 +47,9 @@ def load_normal_images(
     Args:
         paths (Sequence[str | Path]): Image files.
         image_size (tuple[int, int]): Height and width that every image is resized to, in pixels.
-        max_images (int): Largest number of images to read; from more, evenly spaced ones are
-            chosen. Defaults to ``1000``.
-        min_images (int): Smallest number of images that suffices. Defaults to ``2``.
+        max_images (int): Largest number of images to read; of more, evenly spaced ones are read.
+            Defaults to ``1000``.
+        min_images (int): Smallest number of images that is enough. Defaults to ``2``.
 
     Returns:
         torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
@@ -105,7 +105,7 @@ def native_aspect(paths: Sequence[str | Path]) -> float:
     """Aspect ratio of images before they are resized.
 
     Args:
-        paths (Sequence[str | Path]): Image files; from many, evenly spaced ones are chosen.
+        paths (Sequence[str | Path]): Image files; of many, evenly spaced ones are read.
 
     Returns:
         float: Median of width over height.

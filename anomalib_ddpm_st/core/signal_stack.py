@@ -16,7 +16,7 @@ class SignalStack(ctypes.Structure):
 
 
 def signal_stack(new: SignalStack | None = None) -> SignalStack:
-    """Alternate signal stack of this thread, see ``sigaltstack(2)``. It is left alone on systems other than Linux.
+    """Get, and optionally set, the alternate signal stack of this thread (``sigaltstack(2)``, Linux only).
 
     Args:
         new (SignalStack | None): New stack. Defaults to ``None``, which keeps the current one.
@@ -44,7 +44,7 @@ def preserved_signal_stack() -> Generator[None]:
     OpenVINO's CPU plugin sets its own stack and restores the previous one when it ends. If two plugins end in the order
     in which they started, as in NNCF's accuracy control, the second restores the stack of the first, whose memory is
     already freed. The next signal that Python handles, such as the end of a ``DataLoader`` worker, can then kill the
-    process without an error message (OpenVINO 2026.4). On systems other than Linux nothing is done.
+    process without an error message (OpenVINO 2026.4). Does nothing on systems other than Linux.
     """
     before = signal_stack()
     try:

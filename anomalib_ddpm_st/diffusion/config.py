@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from anomalib_ddpm_st.core.config import as_tuple, check_integer, check_positive
+from anomalib_ddpm_st.core.config import check_integer, check_integers, check_positive
 
 BLOCK_OUT_CHANNELS = (64, 96, 128, 192)
 
@@ -37,9 +37,6 @@ class DiffusionConfig:
         check_integer("diffusion.training_steps", self.training_steps, 1)
         check_integer("diffusion.batch_size", self.batch_size, 1)
         check_positive("diffusion.learning_rate", self.learning_rate)
-        object.__setattr__(
-            self, "block_out_channels", as_tuple("diffusion.block_out_channels", self.block_out_channels)
-        )
-        for channels in self.block_out_channels:
-            check_integer("diffusion.block_out_channels", channels, 1)
+        widths = check_integers("diffusion.block_out_channels", self.block_out_channels, 1)
+        object.__setattr__(self, "block_out_channels", widths)
         check_integer("diffusion.seed", self.seed, 0)

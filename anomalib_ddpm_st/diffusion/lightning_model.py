@@ -45,7 +45,7 @@ class DiffusionModule(pl.LightningModule):
         training_steps (int): Number of optimiser steps of the schedule. Defaults to ``1000``.
         ema_decay (float): Upper bound of the decay of the averaged weights. Defaults to ``0.999``.
         few_images (bool): Augment few images: shift, rotate and scale them slightly, and show the network only a
-            quarter of the image, with its position, at half of the steps. Defaults to ``False``.
+            quarter of the image, with its position, at half the steps. Defaults to ``False``.
         window_size (int | None): Side in pixels of the windows of large images that the network is shown, with their
             position. ``None`` for whole images. Defaults to ``None``.
 

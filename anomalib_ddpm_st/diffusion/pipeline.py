@@ -79,8 +79,8 @@ class DefectPipeline(DiffusionPipeline):
                 samples start from. Samples from pure noise take only the number and size of images from them.
             batch_size (int): Number of samples if no images are given. Defaults to ``1``.
             num_inference_steps (int): Number of reverse steps. Defaults to ``20``.
-            delta (float | torch.Tensor): Strength of the constant perturbation, Equation (1), one number or shape
-                ``(B,)``. ``0`` gives normal images. Defaults to ``0.0``.
+            delta (float | torch.Tensor): Strength of the perturbation, see :class:`PerturbedDDPMScheduler`; one
+                number or shape ``(B,)``. ``0`` gives normal images. Defaults to ``0.0``.
             start_timestep (int | None): Timestep ``t0`` that the images are noised to before sampling ("paired": same
                 object, same pose). ``None`` samples from pure noise. Defaults to ``None``.
             generator (torch.Generator | list[torch.Generator] | None): Source of every random draw.

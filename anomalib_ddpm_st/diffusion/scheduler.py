@@ -70,7 +70,7 @@ class PerturbedDDPMScheduler(DDPMScheduler):
 
         Returns:
             DDPMSchedulerOutput | tuple: ``prev_sample`` and ``pred_original_sample``, each of shape
-            ``(B, C, H, W)``; of the tuple, the same two.
+            ``(B, C, H, W)``, as an object or a tuple.
 
         Raises:
             ValueError: If the perturbation is unknown or ``delta`` is negative.

@@ -56,7 +56,7 @@ def default_settings() -> dict[str, Any]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_accepted(variant: str) -> None:
-    """Each is a model with its own settings, and with those of the short budget besides."""
+    """Each is a model with its own settings and those of the short budget."""
     pre_processor = DdpmSt.configure_pre_processor(SHORT_SIZE)
     model = VARIANTS[variant].build(pre_trained=False, pre_processor=pre_processor, **SHORT)
     assert model.input_size == SHORT_SIZE

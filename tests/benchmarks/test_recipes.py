@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from anomalib_ddpm_st.synthesis.callback import NormalizedGenerator
 
 
+@pytest.mark.slow
 def test_one_row_for_each_source(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both trainings have the same length, each with its defects; a second call only runs the missing one."""
     makers: list[bool] = []

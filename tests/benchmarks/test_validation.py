@@ -162,12 +162,12 @@ def test_faint_defects_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither too faint nor hardly changing anything of what was drawn: each is on one side of its limit."""
     image = surface()
 
-    def draw_square(change: float, share: float = 1.0) -> tuple[np.ndarray, np.ndarray] | None:
+    def draw_square(change: float, fraction: float = 1.0) -> tuple[np.ndarray, np.ndarray] | None:
         def square(given: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN401
             mask = np.zeros((SIZE, SIZE), np.uint8)
             mask[20:60, 20:60] = 255
             changed = given.copy()
-            changed[20 : 20 + round(40 * share), 20:60] += change
+            changed[20 : 20 + round(40 * fraction), 20:60] += change
             return changed, mask
 
         monkeypatch.setitem(KINDS, "square", square)
@@ -175,8 +175,8 @@ def test_faint_defects_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert draw_square(MIN_CONTRAST + 3) is not None
     assert draw_square(MIN_CONTRAST - 2) is None
-    assert draw_square(40, share=0.8) is not None
-    assert draw_square(40, share=0.4) is None
+    assert draw_square(40, fraction=0.8) is not None
+    assert draw_square(40, fraction=0.4) is None
 
 
 def test_defects_are_on_the_object() -> None:
@@ -269,7 +269,7 @@ def test_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_interrupted_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set that was broken off is not taken for a whole one, and is made anew without what it left."""
+    """An incomplete set is not mistaken for a complete one: it is written again, without what is left of it."""
     paths = save_images(tmp_path / "images", [surface(seed) for seed in range(3)])
     write_validation_set(paths, tmp_path / "whole")
     folder = tmp_path / "set"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from anomalib_ddpm_st.cache import cached_folder, content_key
+from anomalib_ddpm_st.core.cache import cached_folder, content_key
 
 PATIENCE = 20.0
 
@@ -182,7 +182,7 @@ def test_read_only_cache_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("anomalib_ddpm_st.cache.FileLock.acquire", fail)
+    monkeypatch.setattr("anomalib_ddpm_st.core.cache.FileLock.acquire", fail)
     assert cached_folder(tmp_path, "name", lambda _: pytest.fail("built again")) == tmp_path / "name"
 
 
@@ -192,6 +192,6 @@ def test_read_only_cache_without_the_folder(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("anomalib_ddpm_st.cache.FileLock.acquire", fail)
+    monkeypatch.setattr("anomalib_ddpm_st.core.cache.FileLock.acquire", fail)
     with pytest.raises(OSError, match=r"name.*Read-only.*cache_dir"):
         cached_folder(tmp_path, "name", lambda _: None)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of the reading and the warping of normal images."""
+"""Tests of the reading of normal images."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_ddpm_st.images import load_normal_images, native_aspect, randomly_posed, warp
+from anomalib_ddpm_st.core.images import evenly_spaced, find_transform, load_normal_images, native_aspect
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -87,7 +88,7 @@ def test_sixteen_bit_images_are_not_saturated(suffix: str, tmp_path: Path) -> No
     try:
         images = load_normal_images(paths, (12, 20))
     except ValueError as error:
-        assert paths[0].name in str(error)  # ruff: ignore[pytest-assert-in-except]
+        assert paths[0].name in str(error)  # noqa: PT017
     else:
         torch.testing.assert_close(
             images[0, 0].float(), torch.from_numpy(ramp.astype(np.float32)) / 257, atol=1.0, rtol=0
@@ -152,70 +153,17 @@ def test_max_images(count: int, limit: int, tmp_path: Path) -> None:
     assert (taken[0], taken[-1]) == (0, count - 1)
 
 
-def test_warp_of_nothing() -> None:
-    """No rotation, size 1 and no shift give the image back."""
-    images = torch.rand(2, 3, 12, 20)
-    for shifts in (None, torch.zeros(2, 2)):
-        torch.testing.assert_close(warp(images, torch.zeros(2), torch.ones(2), shifts), images, atol=1e-4, rtol=0)
+@pytest.mark.parametrize(("count", "most", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (5, 3, [0, 2, 4]), (1, 9, [0])])
+def test_evenly_spaced(count: int, most: int, expected: list[int]) -> None:
+    """First and last item are chosen, and the gaps are equal."""
+    assert evenly_spaced(count, most).tolist() == expected
 
 
-def test_warp_rotates_enlarges_and_moves() -> None:
-    """Each image by its own numbers: quarter turns, a dot that moves, an area that grows with the square."""
-    images = torch.rand(2, 3, 15, 15)
-    turned = warp(images, torch.tensor([90.0, 180.0]), torch.ones(2))
-    torch.testing.assert_close(turned[0], images[0].rot90(1, (1, 2)), atol=1e-4, rtol=0)
-    torch.testing.assert_close(turned[1], images[1].rot90(2, (1, 2)), atol=1e-4, rtol=0)
-    dot = torch.zeros(1, 1, 12, 20)
-    dot[..., 4, 9] = 1
-    moved = warp(dot, torch.zeros(1), torch.ones(1), torch.tensor([[5.0, -2.0]]))
-    assert divmod(int(moved.argmax()), 20) == (2, 14)
-    square = torch.zeros(2, 1, 64, 64)
-    square[..., 24:40, 24:40] = 1
-    # Beyond the middle a shrunk image is mirrored.
-    zoomed = warp(square, torch.tensor([0.0, 30.0]), torch.tensor([2.0, 0.5]))
-    area = torch.stack([zoomed[0].sum(), zoomed[1, :, 20:44, 20:44].sum()]) / square[0].sum()
-    torch.testing.assert_close(area, torch.tensor([4.0, 0.25]), atol=0.15, rtol=0.05)
-
-
-def test_warp_mirrors_what_is_missing() -> None:
-    """A flat image stays flat: no black corners."""
-    images = torch.full((1, 3, 16, 24), 0.7)
-    result = warp(images, torch.tensor([40.0]), torch.tensor([0.5]), torch.tensor([[6.0, 3.0]]))
-    torch.testing.assert_close(result, images)
-
-
-def test_random_poses_stay_in_their_limits() -> None:
-    """Each image gets its own pose: areas, angles and places of a bar spread over the whole of the range."""
-    bar = torch.zeros(1, 1, 64, 96)
-    bar[..., 28:36, 36:60] = 1
-    count, scale, shift = 200, 0.2, 0.1
-    posed = randomly_posed(bar.expand(count, -1, -1, -1), 30.0, scale, shift)[:, 0]
-    area = posed.sum(dim=(1, 2))
-    rows, columns = torch.arange(64.0)[:, None], torch.arange(96.0)
-    down, right = ((posed * place).sum(dim=(1, 2)) / area for place in (rows, columns))
-    spread = [
-        (posed * offsets).sum(dim=(1, 2))
-        for offsets in (
-            (rows - down[:, None, None]) ** 2,
-            (columns - right[:, None, None]) ** 2,
-            (rows - down[:, None, None]) * (columns - right[:, None, None]),
-        )
-    ]
-    angles = torch.rad2deg(0.5 * torch.atan2(2 * spread[2], spread[1] - spread[0]))
-    for values, limit in (
-        ((area / bar.sum()).log() / 2, scale),
-        (angles, 30.0),
-        ((right - 47.5) / 96, shift),
-        ((down - 31.5) / 64, shift),
-    ):
-        assert values.abs().max() < 1.1 * limit + 0.01
-        assert values.min() < -0.8 * limit
-        assert values.max() > 0.8 * limit
-
-
-def test_random_poses_within_autocast() -> None:
-    """They are computed in 32 bit, where half the precision would shift pixels."""
-    images = torch.rand(2, 3, 64, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        posed = randomly_posed(images, 0.0, 0.0, 0.0)
-    torch.testing.assert_close(posed, images, atol=1e-4, rtol=0)
+def test_find_transform() -> None:
+    """However deeply it is nested; ``None`` if there is none."""
+    crop = CenterCrop(8)
+    nested = Compose([Resize(16), Compose([crop, CenterCrop(4)])])
+    assert find_transform(nested, CenterCrop) is crop
+    assert find_transform(crop, CenterCrop) is crop
+    assert find_transform(nested, Normalize) is None
+    assert find_transform(None, Resize) is None

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from anomalib_ddpm_st.signals import SignalStack, preserved_signal_stack, signal_stack
+from anomalib_ddpm_st.core.signal_stack import SignalStack, preserved_signal_stack, signal_stack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack is called on Linux alone")
 SIZE = 65536
@@ -20,7 +20,7 @@ PLUGINS = """
 import gc, signal, subprocess
 import numpy as np, openvino as ov
 from openvino import opset13
-from anomalib_ddpm_st.signals import preserved_signal_stack
+from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
 
 def compiled():
     parameter = opset13.parameter([1, 4], np.float32)

@@ -46,46 +46,42 @@ def posterior(pred_original: torch.Tensor, sample: torch.Tensor, t: int, prev_t:
 
 @pytest.mark.parametrize("perturbation", ["constant", "scaled"])
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
-@pytest.mark.parametrize("strength", [0.0, torch.zeros(SHAPE[0])])
-def test_strength_zero_is_ddpm(
+@pytest.mark.parametrize("delta", [0.0, torch.zeros(SHAPE[0])])
+def test_delta_zero_is_ddpm(
     perturbation: Perturbation,
     prediction_type: str,
-    strength: float | torch.Tensor,
+    delta: float | torch.Tensor,
 ) -> None:
     """A whole loop is that of ``DDPMScheduler``, bit for bit."""
     ours, reference = schedulers(prediction_type)
     mine = theirs = torch.randn(SHAPE)
     my_generator, their_generator = (torch.Generator().manual_seed(5) for _ in range(2))
     for t, (output, _) in zip(ours.timesteps, inputs(), strict=True):
-        mine = ours.step(
-            output, t, mine, generator=my_generator, perturbation=perturbation, strength=strength
-        ).prev_sample
+        mine = ours.step(output, t, mine, generator=my_generator, perturbation=perturbation, delta=delta).prev_sample
         theirs = reference.step(output, t, theirs, generator=their_generator).prev_sample
         assert torch.equal(mine, theirs)
     assert torch.equal(my_generator.get_state(), their_generator.get_state())
 
 
-@pytest.mark.parametrize("strength", [0.3, torch.tensor([0.1, 0.0, 0.7])])
-def test_constant_adds_the_same_delta_at_every_timestep(strength: float | torch.Tensor) -> None:
+@pytest.mark.parametrize("delta", [0.3, torch.tensor([0.1, 0.0, 0.7])])
+def test_constant_adds_the_same_delta_at_every_timestep(delta: float | torch.Tensor) -> None:
     """The step exceeds that of DDPM by ``delta z'``; ``z`` is drawn first and ``z'`` second."""
     ours, reference = schedulers()
-    delta = torch.as_tensor(strength).reshape(-1, 1, 1, 1)
+    shaped = torch.as_tensor(delta).reshape(-1, 1, 1, 1)
     for t, (output, sample) in zip(ours.timesteps[:-1], inputs(STEPS - 1), strict=True):
         seed = int(t)
-        result = ours.step(
-            output, t, sample, generator=torch.Generator().manual_seed(seed), strength=strength
-        ).prev_sample
+        result = ours.step(output, t, sample, generator=torch.Generator().manual_seed(seed), delta=delta).prev_sample
         replay = torch.Generator().manual_seed(seed)
         plain = reference.step(output, t, sample, generator=replay).prev_sample
         second = torch.randn(SHAPE, generator=replay)
-        assert torch.equal(result, plain + delta * second)
+        assert torch.equal(result, plain + shaped * second)
 
 
-@pytest.mark.parametrize("strength", [0.44, torch.tensor([0.1, 0.0, 3.0])])
-def test_scaled_multiplies_the_variance(strength: float | torch.Tensor) -> None:
+@pytest.mark.parametrize("delta", [0.44, torch.tensor([0.1, 0.0, 3.0])])
+def test_scaled_multiplies_the_variance(delta: float | torch.Tensor) -> None:
     """The step is ``mean + sqrt(1 + s) sigma z`` with mean and sigma by the formulas."""
     ours, _ = schedulers()
-    factor = np.sqrt(1 + torch.as_tensor(strength).double().reshape(-1, 1, 1, 1).numpy())
+    factor = np.sqrt(1 + torch.as_tensor(delta).double().reshape(-1, 1, 1, 1).numpy())
     timesteps = ours.timesteps.tolist()
     for index, (output, sample) in enumerate(inputs(STEPS - 1)):
         result = ours.step(
@@ -94,7 +90,7 @@ def test_scaled_multiplies_the_variance(strength: float | torch.Tensor) -> None:
             sample,
             generator=torch.Generator().manual_seed(index),
             perturbation="scaled",
-            strength=strength,
+            delta=delta,
         ).prev_sample
         noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(index)).double().numpy()
         mean, sigma = posterior(output, sample, timesteps[index], timesteps[index + 1])
@@ -106,7 +102,7 @@ def test_scaled_draws_no_more_than_ddpm() -> None:
     ours, reference = schedulers()
     output, sample = next(inputs())
     first, second = (torch.Generator().manual_seed(5) for _ in range(2))
-    ours.step(output, ours.timesteps[0], sample, generator=first, perturbation="scaled", strength=0.5)
+    ours.step(output, ours.timesteps[0], sample, generator=first, perturbation="scaled", delta=0.5)
     reference.step(output, ours.timesteps[0], sample, generator=second)
     assert torch.equal(first.get_state(), second.get_state())
 
@@ -120,7 +116,7 @@ def test_last_step_is_not_perturbed(perturbation: Perturbation, timesteps: list[
         ours.set_timesteps(timesteps=timesteps)
         reference.set_timesteps(timesteps=timesteps)
     output, sample = next(inputs())
-    arguments = {"perturbation": perturbation, "strength": 0.9}
+    arguments = {"perturbation": perturbation, "delta": 0.9}
     last = ours.timesteps[-1]
     result = ours.step(output, last, sample, generator=torch.Generator().manual_seed(5), **arguments).prev_sample
     plain = reference.step(output, last, sample, generator=torch.Generator().manual_seed(5)).prev_sample
@@ -136,8 +132,8 @@ def test_pred_original_sample_and_tuple() -> None:
     ours, reference = schedulers("epsilon")
     output, sample = next(inputs())
     t = ours.timesteps[2]
-    as_object = ours.step(output, t, sample, generator=torch.Generator().manual_seed(5), strength=0.4)
-    as_tuple = ours.step(output, t, sample, generator=torch.Generator().manual_seed(5), strength=0.4, return_dict=False)
+    as_object = ours.step(output, t, sample, generator=torch.Generator().manual_seed(5), delta=0.4)
+    as_tuple = ours.step(output, t, sample, generator=torch.Generator().manual_seed(5), delta=0.4, return_dict=False)
     assert torch.equal(as_object.prev_sample, as_tuple[0])
     assert torch.equal(as_object.pred_original_sample, as_tuple[1])
     expected = reference.step(output, t, sample, generator=torch.Generator().manual_seed(5)).pred_original_sample
@@ -153,7 +149,7 @@ def test_list_of_generators(perturbation: Perturbation) -> None:
 
     def step(indices: list[int]) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(index) for index in indices]
-        arguments = {"generator": generators, "perturbation": perturbation, "strength": 0.5}
+        arguments = {"generator": generators, "perturbation": perturbation, "delta": 0.5}
         return ours.step(output[indices], t, sample[indices], **arguments).prev_sample
 
     torch.testing.assert_close(step([0, 1, 2])[2:], step([2]))
@@ -163,18 +159,18 @@ def test_unknown_perturbation() -> None:
     """The message names what was given and what there is."""
     ours, _ = schedulers()
     sample = torch.zeros(SHAPE)
-    with pytest.raises(ValueError, match=r"'uniform'.*constant.*scaled"):
-        ours.step(sample, 0, sample, perturbation="uniform", strength=0.1)
+    with pytest.raises(ValueError, match="perturbation must be one of constant, scaled, got 'uniform'"):
+        ours.step(sample, 0, sample, perturbation="uniform", delta=0.1)
 
 
-@pytest.mark.parametrize("strength", [-0.1, torch.tensor([0.1, -0.2, 0.3])])
+@pytest.mark.parametrize("delta", [-0.1, torch.tensor([0.1, -0.2, 0.3])])
 @pytest.mark.parametrize("perturbation", ["constant", "scaled"])
-def test_negative_strength(strength: float | torch.Tensor, perturbation: Perturbation) -> None:
-    """A negative strength is refused and named."""
+def test_negative_delta(delta: float | torch.Tensor, perturbation: Perturbation) -> None:
+    """A negative delta is refused and named."""
     ours, _ = schedulers()
     sample = torch.zeros(SHAPE)
     with pytest.raises(ValueError, match=r"negative.*-0\.[12]"):
-        ours.step(sample, ours.timesteps[0], sample, perturbation=perturbation, strength=strength)
+        ours.step(sample, ours.timesteps[0], sample, perturbation=perturbation, delta=delta)
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from anomalib_ddpm_st.synthesis.masks import CENTRE_SIZE, Windows
 from anomalib_ddpm_st.synthesis.textures import BankTextureParameters, ShuffledTiles
 
 SOURCES: list[Source] = ["diffusion", "mixture", "self_texture"]
-# Every image gets a defect, with textures as they are.
+# Every image gets a defect, with unchanged textures.
 PLAIN = DefectConfig(source="diffusion", probability=1.0, opacity=(1.0, 1.0), contrast=(0.0, 0.0), foreground="off")
 
 
@@ -163,6 +163,15 @@ def test_integers_are_rounded_floats(bank: TextureBank) -> None:
     results = [make(bank, generator=torch.Generator().manual_seed(1))(given) for given in (image, image / 255)]
     assert torch.equal(results[0][0], (results[1][0] * 255).round().to(torch.uint8))
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_precision_in_mixed_precision_training(bank: TextureBank) -> None:
+    """Autocast changes no bit of images and masks."""
+    images = smooth_images(4, (32, 32))
+    expected = make(bank, source="mixture", generator=torch.Generator().manual_seed(1))(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = make(bank, source="mixture", generator=torch.Generator().manual_seed(1))(images)
+    assert all(map(torch.equal, result, expected))
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 3, 24, 24)])

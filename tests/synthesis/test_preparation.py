@@ -199,7 +199,7 @@ def test_compiled_network(normal_images: torch.Tensor, pipeline_dir: Path) -> No
 
 
 def test_too_few_images(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
-    """One image is enough, unless more are asked for."""
+    """One image is enough, unless the caller needs more."""
     arguments = (SIZE, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
     assert prepare_bank(paths[:1], *arguments).bank_dir.exists()
     with pytest.raises(ValueError, match="at least 2 normal images, but found 1"):

@@ -99,6 +99,32 @@ def test_delta_and_start_stay_in_range(
     assert set(starts) == {5, 6, 7}
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+def test_texture_formula(
+    pipeline: DefectPipeline,
+    normal_images: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    fraction: float,
+) -> None:
+    """The perturbed sample plus a fraction of what the unperturbed one lost of the normal image."""
+    pairs = []
+    original = DefectPipeline.__call__
+
+    def spy(self: DefectPipeline, **arguments: Any) -> Any:  # noqa: ANN401
+        pairs.append((arguments["images"], original(self, **arguments)[0]))
+        return pairs[-1][1:]
+
+    monkeypatch.setattr(DefectPipeline, "__call__", spy)
+    bank = sample(pipeline, normal_images, size=3, detail=(fraction, fraction))
+    ((images, samples),) = pairs
+    (normal, same), (perturbed, unperturbed) = images.chunk(2), samples.chunk(2)
+    assert torch.equal(normal, normal_images[bank.sources] / 255)
+    assert torch.equal(same, normal)
+    expected = (perturbed + fraction * (normal - unperturbed)).clamp(0, 1)
+    assert (perturbed - unperturbed).abs().max() > 0.1
+    torch.testing.assert_close(bank.textures / 255, expected, atol=0.51 / 255, rtol=0)
+
+
 def test_detail_is_added_back(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
     """Without a perturbation, a texture with all of its detail is the normal image; without detail it is not."""
     settings: dict[str, Any] = {"size": 4, "delta": (0.0, 0.0), "start_timestep": (300, 300)}
