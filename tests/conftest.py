@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
 from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,10 @@ def stderr_descriptor(pytestconfig: pytest.Config) -> int:
 def _same_world(stderr_descriptor: int) -> Iterator[None]:
     """Seed every test and undo what Lightning and OpenVINO do to the handling of signals.
 
-    Lightning leaves Ctrl-C changed where training is interrupted, and takes away the trace of a crash in native code;
-    OpenVINO can leave handlers a stack that is freed.
+    Lightning leaves Ctrl-C ignored after an interrupted training and disables the trace of a crash in native code;
+    OpenVINO can leave handlers pointing at a freed stack.
     """
-    faulthandler.disable()  # enabling does nothing while it takes itself for enabled
+    faulthandler.disable()  # enabling does nothing if it is enabled already
     faulthandler.enable(stderr_descriptor)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002

@@ -28,7 +28,7 @@ def test_anomalib_still_has_the_tables() -> None:
 
 
 def test_benchmark_collects_jobs_with_different_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where anomalib has moved or mended its collection."""
+    """Fails where anomalib has moved or fixed its collection."""
     first, second = {"seed": 1, "image_AUROC": 0.5}, {"seed": 1, "image_AUROC": 0.6, "pixel_AUPRO": 0.7}
     monkeypatch.setattr(BenchmarkJob, "collect", staticmethod(BenchmarkJob.collect))
     with pytest.raises(KeyError):
@@ -48,7 +48,7 @@ def test_synthetic_split_takes_the_generator(size: tuple[int, int], tmp_path: Pa
         pixels = torch.randint(100, 140, (*size, 3), dtype=torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "good" / f"{index}.png")
         normal.add(pixels.tobytes())
-    generator = DiffusionAnomalyGenerator(None, 0.0, generator=torch.Generator().manual_seed(0))
+    generator = DiffusionAnomalyGenerator(defects={"source": "self_texture", "probability": 0.0}, generator=torch.Generator().manual_seed(0))
     calls = []
     make_defects = generator.make_defects
     generator.make_defects = lambda image: [calls.append(image), make_defects(image)][1]  # type: ignore[method-assign]

@@ -44,7 +44,7 @@ class StageProgressBar(Callback):
         del pl_module
         self.bar = tqdm(desc=self.description, total=self.total, initial=trainer.global_step, mininterval=1.0)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args, **kwargs) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object, **kwargs: object) -> None:
         """Move the bar to the current step and show the loss."""
         del pl_module, args, kwargs
         if self.bar is not None:
@@ -52,8 +52,13 @@ class StageProgressBar(Callback):
             self.bar.update(trainer.global_step - self.bar.n)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the bar, even after an interruption."""
+        """Close the bar."""
         del trainer, pl_module, stage
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar after an error or an interruption, for which Lightning calls no ``teardown``."""
+        del exception
+        self.teardown(trainer, pl_module, "fit")

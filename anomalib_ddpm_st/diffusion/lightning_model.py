@@ -148,7 +148,7 @@ class DiffusionModule(pl.LightningModule):
         """Move the averaged weights to the device of the network."""
         self.ema.to(self.device)
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
         """Update the averaged weights."""
         del args, kwargs
         self.ema.step(self.unet.parameters())

@@ -5,9 +5,11 @@
 
 from collections import UserList
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from anomalib_ddpm_st.core.config import (
     as_config,
@@ -39,6 +41,8 @@ def test_as_config() -> None:
     assert as_config(Example, config) is config
     assert as_config(Example, {"size": 5}) == Example(5)
     assert as_config(Example, {}) == Example()
+    assert as_config(Example, MappingProxyType({"size": 5})) == Example(5)
+    assert as_config(Example, OmegaConf.create({"size": 5})) == Example(5)
 
 
 def test_as_config_names_what_is_wrong() -> None:
@@ -81,14 +85,21 @@ def test_integers(value: Any) -> None:  # noqa: ANN401
         check_integer("x", value, 2, 9)
 
 
-@pytest.mark.parametrize("value", [(0.2, 0.4), [0.2, 0.4], UserList([0.2, 0.4])])
+@pytest.mark.parametrize("value", [(0.2, 0.4), [0.2, 0.4], UserList([0.2, 0.4]), OmegaConf.create([0.2, 0.4])])
 def test_ranges_become_tuples(value: Any) -> None:  # noqa: ANN401
     """Whatever sequence is given: anomalib passes lists of OmegaConf."""
-    assert check_range("x", value, 0) == (0.2, 0.4)
+    values = check_range("x", value, 0)
+    assert type(values) is tuple
+    assert values == (0.2, 0.4)
+    assert check_range("x", [0, 0.5], 0, 0.5) == (0, 0.5)
 
 
 @pytest.mark.parametrize(
-    "value", [(0.4, 0.2), (0.1,), (0.1, 0.2, 0.3), (-0.1, 0.2), (0.2, float("nan")), ("a", "b"), (True, 2)]
+    "value",
+    [
+        *((0.4, 0.2), (), (0.1,), (0.1, 0.2, 0.3), (-0.1, 0.2), ("a", "b"), (True, 2), (0.2, None)),
+        *((0.2, float("nan")), (float("nan"), 0.2), (0.2, float("inf"))),
+    ],
 )
 def test_bad_ranges(value: Any) -> None:  # noqa: ANN401
     """Descending, of another length, out of bounds or of other things."""

@@ -122,3 +122,24 @@ def test_image_and_mask_turn_alike() -> None:
     images = torch.rand(8, 3, 7, 7)
     masks = (images[:, :1] > 0.7).float()
     assert torch.equal(flip_rotate(masks, ELEMENTS), (flip_rotate(images, ELEMENTS)[:, :1] > 0.7).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
+def test_shift_and_flip_wraps_around(dtype: torch.dtype) -> None:
+    """Negative shifts and shifts beyond the side wrap around; the type is kept."""
+    images = (torch.rand(2, 1, 4, 7) * 3).to(dtype)
+    shifts = torch.tensor([[-1, 9], [5, -8]])
+    shifted = shift_and_flip(images, shifts, torch.zeros(2, 2, dtype=torch.bool))
+    assert shifted.dtype == dtype
+    for image, shift, result in zip(images, shifts.tolist(), shifted, strict=True):
+        assert torch.equal(result, image.roll(shift, dims=(1, 2)))
+
+
+def test_flip_rotate_is_the_symmetry_group_of_the_square() -> None:
+    """Eight different images: the quarter turns of the image and of its mirror image."""
+    image = torch.rand(1, 3, 5, 5)
+    posed = flip_rotate(image.expand(8, -1, -1, -1), ELEMENTS)
+    expected = [torch.rot90(one, times, (-2, -1)) for one in (image[0], image[0].flip(-1)) for times in range(4)]
+    as_sets = [{tuple(one.flatten().tolist()) for one in images} for images in (posed, expected)]
+    assert as_sets[0] == as_sets[1]
+    assert len(as_sets[0]) == 8

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_ddpm_st.core.images import evenly_spaced, find_transform, load_normal_images, native_aspect
+from anomalib_ddpm_st.core.images import evenly_spaced, find_transform, load_image, load_normal_images, native_aspect
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -167,3 +167,12 @@ def test_find_transform() -> None:
     assert find_transform(crop, CenterCrop) is crop
     assert find_transform(nested, Normalize) is None
     assert find_transform(None, Resize) is None
+
+
+def test_load_image(tmp_path: Path) -> None:
+    """Without a size the pixels are those of the file; with one, those of ``load_normal_images``."""
+    path = save(tmp_path / "image.png")
+    image = load_image(path)
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(PIXELS).permute(2, 0, 1))
+    assert torch.equal(load_image(path, (6, 5)), load_normal_images([path], (6, 5), min_images=1)[0])

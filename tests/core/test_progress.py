@@ -3,10 +3,13 @@
 
 """Tests of the progress of stages."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_ddpm_st.core.progress import StageProgressBar, progress
 
@@ -47,3 +50,56 @@ def test_stage_progress_bar_that_was_never_opened() -> None:
     bar.on_train_batch_end(SimpleNamespace(global_step=1), None)
     bar.teardown(None, None, "fit")
     assert bar.bar is None
+
+
+class FailingModule(LightningModule):
+    """Module that fails at a step."""
+
+    def __init__(self, fail_at: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.fail_at = fail_at
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Loss of one batch."""
+        del batch_idx
+        if self.global_step == self.fail_at:
+            msg = "told to fail"
+            raise RuntimeError(msg)
+        loss = (self.weight * batch[0]).mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Gradient descent that changes nothing."""
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_stage_progress_bar_within_a_trainer(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One bar over all epochs is closed even if training fails, and continues from a checkpoint."""
+    bars = [StageProgressBar("First", 3), StageProgressBar("Second", 9)]
+    for bar, start, fail_at in zip(bars, (0, 3), (3, 5), strict=True):
+        trainer = Trainer(
+            max_steps=bar.total,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            callbacks=[bar],
+        )
+        checkpoint = tmp_path / "training.ckpt" if start else None
+        dataloader = DataLoader(TensorDataset(torch.full((2, 1), 0.5)), batch_size=1)
+        capsys.readouterr()
+        if fail_at < bar.total:
+            with pytest.raises(RuntimeError, match="told to fail"):
+                trainer.fit(FailingModule(fail_at), dataloader, ckpt_path=checkpoint)
+        else:
+            trainer.fit(FailingModule(fail_at), dataloader, ckpt_path=checkpoint)
+            trainer.save_checkpoint(tmp_path / "training.ckpt")
+        assert bar.bar is None
+        shown = capsys.readouterr().err
+        assert f"{start}/{bar.total}" in shown
+        assert f"{fail_at}/{bar.total}" in shown
+        assert "loss=0.5000" in shown

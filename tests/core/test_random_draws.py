@@ -33,3 +33,20 @@ def test_generator_decides() -> None:
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(uniform((3, 2), 0, 1), uniform((3, 2), 0, 1))
+
+
+def test_formulas() -> None:
+    """One draw of ``torch.rand`` is scaled, of ``log_uniform`` in the logarithm; equal bounds are allowed."""
+    draws = torch.rand(5, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(uniform((5,), 2.0, 6.0, torch.Generator().manual_seed(7)), 2 + 4 * draws)
+    expected = (math.log(2) + (math.log(6) - math.log(2)) * draws).exp()
+    assert torch.equal(log_uniform((5,), 2.0, 6.0, torch.Generator().manual_seed(7)), expected)
+    assert torch.equal(uniform((2, 0, 3), 1.0, 1.0), torch.ones(2, 0, 3))
+    torch.testing.assert_close(log_uniform((), 3.0, 3.0), torch.tensor(3.0))
+
+
+def test_device(generator: torch.Generator) -> None:
+    """The result is moved to the device, which need not be that of the generator."""
+    for draw in (uniform, log_uniform):
+        assert draw((2,), 1.0, 2.0, generator).device.type == "cpu"
+        assert draw((2,), 1.0, 2.0, generator, torch.device("meta")).device.type == "meta"

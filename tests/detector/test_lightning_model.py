@@ -35,7 +35,7 @@ from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, TextureBank, s
 LAYERS = ["layer1", "layer2"]
 
 
-def make_model(**arguments: Any) -> DdpmSt:  # ruff: ignore[any-type]
+def make_model(**arguments: Any) -> DdpmSt:  # noqa: ANN401
     """Small model without pre-trained weights or DDPM."""
     settings: dict[str, Any] = {"layers": LAYERS, "pre_trained": False, "synthesis": "self_texture", **arguments}
     return DdpmSt(**settings)
@@ -47,7 +47,7 @@ def shared_model() -> DdpmSt:
     return make_model(training_steps=50, learning_rate=1e-2, encoder_learning_rate=1e-3)
 
 
-def attach(model: DdpmSt, **trainer: Any) -> SimpleNamespace:  # ruff: ignore[any-type]
+def attach(model: DdpmSt, **trainer: Any) -> SimpleNamespace:  # noqa: ANN401
     """Give the model a stand-in for the Trainer."""
     model._trainer = SimpleNamespace(**trainer)
     return model._trainer
@@ -176,7 +176,7 @@ def test_kinds_of_synthesis(
     TextureBank(textures, torch.tensor([-1, -1]), torch.zeros(1, 768)).save(tmp_path)
     asked: list[Any] = []
 
-    def prepare(dataset: Any) -> Path:  # ruff: ignore[any-type]
+    def prepare(dataset: Any) -> Path:  # noqa: ANN401
         asked.append(dataset)
         return tmp_path
 
@@ -229,7 +229,7 @@ def test_configure_pre_processor() -> None:
         Normalize([0.5] * 3, [0.5] * 3),
     ],
 )
-def test_refuses_normalize(transform: Any) -> None:  # ruff: ignore[any-type]
+def test_refuses_normalize(transform: Any) -> None:  # noqa: ANN401
     """A pre-processor that normalises is refused, also inside of another transform."""
     with pytest.raises(ValueError, match="Normalize"):
         make_model(pre_processor=PreProcessor(transform=transform))
@@ -409,7 +409,7 @@ def test_training_step_draws_an_element_for_each_image(model: DdpmSt, monkeypatc
         seen.update(defects=defects, clean=clean)
         return None, None, None
 
-    def loss(*arguments: Any) -> torch.Tensor:  # ruff: ignore[any-type]
+    def loss(*arguments: Any) -> torch.Tensor:  # noqa: ANN401
         seen.update(masks=arguments[-1])
         return torch.zeros(())
 
@@ -483,7 +483,7 @@ def test_gradient_clipping(
 def test_no_diffusion_without_need(synthesis: Synthesis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither DDPM nor bank is prepared, and the generator has no bank."""
 
-    def fail(*_: Any, **__: Any) -> None:  # ruff: ignore[any-type]
+    def fail(*_: Any, **__: Any) -> None:  # noqa: ANN401
         pytest.fail("stage 1 was started")
 
     model = make_model(synthesis=synthesis)
@@ -757,11 +757,11 @@ def test_what_auto_augmentation_looks_at(monkeypatch: pytest.MonkeyPatch) -> Non
     model = make_model(layers=["layer1", "layer2", "layer3"])
     calls: dict[str, Any] = {}
 
-    def load(*arguments: Any) -> str:  # ruff: ignore[any-type]
+    def load(*arguments: Any) -> str:  # noqa: ANN401
         calls["load"] = arguments
         return "images"
 
-    def allowed(images: str, features: Any) -> tuple[torch.Tensor, list[float]]:  # ruff: ignore[any-type]
+    def allowed(images: str, features: Any) -> tuple[torch.Tensor, list[float]]:  # noqa: ANN401
         calls.update(images=images, features=features)
         return torch.tensor([[True, False, True]]), [0.5]
 
@@ -805,11 +805,11 @@ def test_only_normal_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         rows.append({"image_path": str(path), "label_index": label})
     calls: dict[str, Any] = {}
 
-    def prepare_diffusion(images: torch.Tensor, cache_dir: Path, settings: dict, **trainer: Any) -> Path:  # ruff: ignore[any-type]
+    def prepare_diffusion(images: torch.Tensor, cache_dir: Path, settings: dict, **trainer: Any) -> Path:  # noqa: ANN401
         calls.update(images=images, cache_dir=cache_dir, steps=settings["training_steps"], trainer=trainer)
         return tmp_path / "ddpm"
 
-    def prepare_bank(images: torch.Tensor, path: Path, cache_dir: Path, settings: dict, *_: Any, **__: Any) -> Path:  # ruff: ignore[any-type]
+    def prepare_bank(images: torch.Tensor, path: Path, cache_dir: Path, settings: dict, *_: Any, **__: Any) -> Path:  # noqa: ANN401
         calls.update(bank_images=images, path=path, bank_cache=cache_dir, size=settings["size"])
         return tmp_path / "bank"
 
@@ -833,7 +833,7 @@ def test_setup_asks_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     model = make_model(pre_trained=True)
 
-    def load(*_: Any) -> None:  # ruff: ignore[any-type]
+    def load(*_: Any) -> None:  # noqa: ANN401
         asked.append(True)
         model.model.teacher.has_weights.fill_(value=True)
 

@@ -8,8 +8,8 @@ import torch
 from anomalib.models.components import KCenterGreedy
 from torch.nn import functional
 
-from anomalib_ddpm_st.detector import memory as memory_module
-from anomalib_ddpm_st.detector.memory import MIN_DISTANCE, DirectionCoreset, NormalMemory
+from anomalib_ddpm_st.detector import memory_bank as memory_module
+from anomalib_ddpm_st.detector.memory_bank import MIN_DISTANCE, DirectionCoreset, MemoryBank
 
 DIMS = (4, 6)
 
@@ -19,16 +19,16 @@ def features(count: int, size: int = 8) -> list[torch.Tensor]:
     return [torch.randn(count, DIMS[0], size, size), torch.randn(count, DIMS[1], size // 2, size // 2)]
 
 
-def filled(size: int = 16, count: int = 3) -> tuple[NormalMemory, list[torch.Tensor]]:
+def filled(size: int = 16, count: int = 3) -> tuple[MemoryBank, list[torch.Tensor]]:
     """Memory of random features, and these."""
-    memory, normal = NormalMemory(DIMS, size), features(count)
+    memory, normal = MemoryBank(DIMS, size), features(count)
     memory.fill([normal], [features(2)], count)
     return memory, normal
 
 
 def test_empty_memory_tells_nothing() -> None:
     """Before it is filled, all distances are zero."""
-    memory = NormalMemory(DIMS, 5)
+    memory = MemoryBank(DIMS, 5)
     assert not memory.is_filled
     assert memory(features(2)).tolist() == torch.zeros(2, 1, 4, 4).tolist()
 
@@ -37,7 +37,7 @@ def test_empty_memory_tells_nothing() -> None:
 def test_description_by_formula(size: int) -> None:
     """Mean of the places around that exist, as a direction; every second place of the finest level."""
     levels = [torch.randn(2, DIMS[0], size, size), torch.randn(2, DIMS[1], size, size)]
-    for level, described, stride in zip(levels, NormalMemory(DIMS, 2).describe(levels), (2, 1), strict=True):
+    for level, described, stride in zip(levels, MemoryBank(DIMS, 2).describe(levels), (2, 1), strict=True):
         places = range(0, size, stride)
         assert described.shape == (2, level.shape[1], len(places), len(places))
         for row, top in enumerate(places):
@@ -61,7 +61,7 @@ def test_distances_by_formula() -> None:
 
 def test_half_precision_tells_small_distances_apart() -> None:
     """In bfloat16 the steps below one are 0.004: distances must not be taken from a rounded similarity."""
-    memory = NormalMemory([128], 2000)
+    memory = MemoryBank([128], 2000)
     normal = torch.rand(1, 128, 32, 32)
     memory.fill([[normal]], [[normal]], 1)
     query = [normal + 0.5 * torch.randn_like(normal)]
@@ -84,7 +84,7 @@ def test_what_is_normal_is_near() -> None:
 
 def test_scale_makes_the_quantile_of_varied_images_one_half() -> None:
     """Of the pixels of images like normal ones, 0.5 % are above one half; values stay in [0, 1]."""
-    memory = NormalMemory(DIMS, 8)
+    memory = MemoryBank(DIMS, 8)
     varied = [features(40), features(40)]
     memory.fill([features(4)], varied, 4)
     assert memory.is_filled
@@ -97,7 +97,7 @@ def test_scale_makes_the_quantile_of_varied_images_one_half() -> None:
 def test_images_without_any_variation_give_a_finite_scale() -> None:
     """A flat surface, all of it the same: no division by zero."""
     flat = [torch.ones(2, 4, 8, 8), torch.ones(2, 6, 4, 4)]
-    memory = NormalMemory(DIMS, 8)
+    memory = MemoryBank(DIMS, 8)
     memory.fill([flat], [flat], 2)
     torch.testing.assert_close(memory.scale, torch.tensor(0.5 / MIN_DISTANCE))
     assert memory(flat).max() < 1e-2
@@ -105,7 +105,7 @@ def test_images_without_any_variation_give_a_finite_scale() -> None:
 
 def test_fewer_features_than_places() -> None:
     """One tiny image: its features are held repeatedly."""
-    memory, normal = NormalMemory(DIMS, 100), features(1, 4)
+    memory, normal = MemoryBank(DIMS, 100), features(1, 4)
     memory.fill([normal], [normal], 1)
     for values, described in zip(memory.levels, memory.describe(normal), strict=True):
         own = described.permute(0, 2, 3, 1).flatten(0, 2)
@@ -117,7 +117,7 @@ def test_coreset_keeps_what_is_rare() -> None:
     """One place that looks unlike all others is normal too."""
     level = torch.tensor([1.0, 0, 0, 0]).reshape(1, 4, 1, 1) + 0.01 * torch.rand(5, 4, 12, 12)
     level[0, :, :3, :3] = torch.tensor([0, 0, 0, 1.0])[:, None, None]
-    memory = NormalMemory(DIMS[:1], 4)
+    memory = MemoryBank(DIMS[:1], 4)
     memory.fill([[level]], [[level]], 5)
     assert (memory.levels[0] @ torch.tensor([0, 0, 0, 1.0])).max() > 0.99
 
@@ -164,7 +164,7 @@ def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(memory_module, "DirectionCoreset", Sampler)
     batches = [[torch.full((2, 4, 16, 16), float(index))] for index in (-1, 1)]
-    memory = NormalMemory(DIMS[:1], 3)
+    memory = MemoryBank(DIMS[:1], 3)
     memory.fill(batches, batches, 4)
     assert seen[0].shape == (40, 4)
     assert (seen[0][:, 0] > 0).sum() == 20
@@ -174,7 +174,7 @@ def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_saved_with_the_weights() -> None:
     """Another memory of the same size takes it over."""
     memory, normal = filled()
-    other = NormalMemory(DIMS, 16)
+    other = MemoryBank(DIMS, 16)
     other.load_state_dict(memory.state_dict())
     assert other.is_filled
     assert torch.equal(other(normal), memory(normal))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from openvino import opset13 as ops
 
-from anomalib_ddpm_st.detector.quantization import calibration_images, keep_in_float, quantize
+from anomalib_ddpm_st.detector.openvino import calibration_images, keep_in_float, quantize
 
 CORE = ov.Core()
 

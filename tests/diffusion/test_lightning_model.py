@@ -5,6 +5,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,3 +97,35 @@ def test_few_images_are_moved_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(places)) > 5
     moved = {round(sample.mean().item(), 5) for (sample, _), is_cut in zip(seen, cut, strict=True) if not is_cut}
     assert len(moved) > 5
+
+
+@pytest.mark.parametrize(("timestep", "weight"), [(0, 5.0), (150, None), (999, 1.0)])
+def test_error_is_weighted_by_the_signal_to_noise_ratio(
+    timestep: int, weight: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``alpha_bar / (1 - alpha_bar)`` of the timestep, clamped to [1, 5]."""
+    module = DiffusionModule((32, 32), block_out_channels=(8, 8))
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[timestep]
+    expected = alpha_bar / (1 - alpha_bar) if weight is None else weight
+    assert 1 <= expected <= 5
+    images = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
+    monkeypatch.setattr(torch, "randint", lambda _, shape, **__: torch.full(shape, timestep))
+    monkeypatch.setattr(lightning_model, "denoise", lambda _, noisy, *__: torch.full_like(noisy, 1.5))
+    assert module.training_step([images], 0).item() == pytest.approx(0.25 * expected, rel=1e-4)
+
+
+def test_learning_rate_of_one_cycle() -> None:
+    """The rate rises in the first twentieth of the steps to its peak, and falls to almost nothing."""
+    module = DiffusionModule((32, 32), block_out_channels=(8, 8), learning_rate=0.02, training_steps=100)
+    configured: Any = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert [id(parameter) for parameter in trained] == [id(parameter) for parameter in module.unet.parameters()]
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(0.02, rel=0.01)
+    assert rates.index(max(rates)) == pytest.approx(5, abs=1)
+    assert rates[-1] < 1e-4

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
+from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet, load_pipeline
 from anomalib_ddpm_st.diffusion import pipeline as pipeline_module
 from anomalib_ddpm_st.diffusion.unet import patchify
 
@@ -186,3 +186,69 @@ def test_errors_of_the_scheduler_reach_the_caller(pipeline: DefectPipeline) -> N
     """Delta is checked."""
     with pytest.raises(ValueError, match="delta must not be negative"):
         pipeline(images=torch.rand(1, 3, 32, 32), start_timestep=100, delta=-1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+@pytest.fixture
+def pipeline_dir(pipeline: DefectPipeline, tmp_path: Path) -> Path:
+    """Folder with an untrained DDPM."""
+    pipeline.save_pretrained(tmp_path / "ddpm")
+    return tmp_path / "ddpm"
+
+
+def test_load_pipeline(pipeline: DefectPipeline, pipeline_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The weights are those of the folder, in the memory format that samples fastest; there is no progress bar."""
+    loaded = load_pipeline(str(pipeline_dir))
+    assert loaded.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in pipeline.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], value)
+    capsys.readouterr()
+    loaded(num_inference_steps=1)
+    assert not capsys.readouterr().err
+
+
+def test_load_pipeline_from_nowhere(tmp_path: Path) -> None:
+    """The message names the folder and how to train one."""
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*anomalib-ddpm-st diffusion"):
+        load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model_index.json", b""),
+        ("model_index.json", b"{}"),
+        ("model_index.json", b"{not json"),
+        ("unet/config.json", b"{not json"),
+        ("unet/diffusion_pytorch_model.safetensors", b""),
+        ("unet/diffusion_pytorch_model.safetensors", b"no weights here"),
+        ("unet/diffusion_pytorch_model.safetensors", None),
+        ("unet/diffusion_pytorch_model.safetensors", "cut"),
+        ("scheduler/scheduler_config.json", None),
+    ],
+)
+def test_load_damaged_pipeline(file: str, content: bytes | str | None, pipeline_dir: Path) -> None:
+    """Whatever is damaged, the message names the folder and the remedy."""
+    path = pipeline_dir / file
+    if content is None:
+        path.unlink()
+    elif isinstance(content, str):
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{pipeline_dir}.*delete the folder"):
+        load_pipeline(pipeline_dir)
+
+
+def test_load_pipeline_asks_no_hub(pipeline_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local folder is loaded without a network."""
+
+    def fail(*_: Any, **__: Any) -> None:  # noqa: ANN401
+        pytest.fail("the hub was asked")
+
+    monkeypatch.setattr("socket.socket.connect", fail)
+    assert isinstance(load_pipeline(pipeline_dir).unet, UNet2DModel)

@@ -53,6 +53,7 @@ def test_page(page: Path) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == ["Pairs", "Areas and contrasts", "Unperturbed samples", "Perturbations", "Settings"]
     assert text.count("data:image/png;base64,") == 4
+    assert "4 of 4 images" in text
     assert not re.search(r"https?://", text)
     assert "&lt;here&gt;" in text
     assert "&lt;blurred&gt;" in text
