@@ -14,7 +14,9 @@ from anomalib_ddpm_st.detector.head import SegmentationHead
 def test_logits_at_the_finest_resolution(size: tuple[int, int]) -> None:
     """From levels of any number of channels, at odd sizes, too."""
     head = SegmentationHead([6, 10, 12], width=8).eval()
-    products = [torch.randn(2, dim, *(max(1, side // factor) for side in size)) for dim, factor in ((6, 1), (10, 2), (12, 4))]
+    products = [
+        torch.randn(2, dim, *(max(1, side // factor) for side in size)) for dim, factor in ((6, 1), (10, 2), (12, 4))
+    ]
     logits = head(products)
     assert logits.shape == (2, 1, *size)
     assert logits.std() > 0

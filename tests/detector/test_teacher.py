@@ -50,7 +50,7 @@ def check_loaded(network: DdpmStModel, weights: dict[str, torch.Tensor]) -> None
     assert bool(network.teacher.has_weights)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "network.", "module.model."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_load_weights(
     prefix: str,

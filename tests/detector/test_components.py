@@ -1,0 +1,55 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests of the default pre-processor and evaluator."""
+
+import pytest
+import torch
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+
+from anomalib_ddpm_st.detector.components import make_evaluator, make_pre_processor, refuse_normalize
+
+
+def test_default_pre_processor() -> None:
+    """It resizes like the exported model, without antialiasing, and does not normalise."""
+    transform = make_pre_processor().transform
+    assert [type(step) for step in transform.transforms] == [Resize]
+    assert not transform.transforms[0].antialias
+    assert transform(torch.rand(3, 40, 50)).shape == (3, 256, 256)
+
+
+def test_image_size_and_centre_crop() -> None:
+    """Height comes first."""
+    transform = make_pre_processor((40, 60), center_crop_size=(32, 48)).transform
+    assert [type(step) for step in transform.transforms] == [Resize, CenterCrop]
+    assert transform(torch.rand(3, 100, 90)).shape == (3, 32, 48)
+    assert not transform.transforms[0].antialias
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Compose([Resize((64, 64), antialias=False), Normalize([0.5] * 3, [0.5] * 3)]),
+        Compose([Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)])]),
+        Normalize([0.5] * 3, [0.5] * 3),
+    ],
+)
+def test_refuses_normalize(transform: torch.nn.Module) -> None:
+    """However deeply it is nested."""
+    with pytest.raises(ValueError, match="remove Normalize"):
+        refuse_normalize(PreProcessor(transform=transform))
+
+
+def test_accepts_other_pre_processors() -> None:
+    """One without Normalize, or none."""
+    refuse_normalize(PreProcessor(transform=Resize((64, 96), antialias=False)))
+    refuse_normalize(None)
+
+
+def test_evaluator() -> None:
+    """AUROC of images and pixels in validation; also AUPRO, AUPR and F1 scores in test."""
+    evaluator = make_evaluator()
+    assert [metric.name for metric in evaluator.val_metrics] == ["image_AUROC", "pixel_AUROC"]
+    expected = ["image_AUROC", "pixel_AUROC", "pixel_AUPRO", "pixel_AUPR", "image_F1Score", "pixel_F1Score"]
+    assert [metric.name for metric in evaluator.test_metrics] == expected
