@@ -25,7 +25,6 @@ LIGHTNING = {"lightning", "pytorch_lightning"}
 MAX_LINES = {"module": 400, "class": 350, "function": 50}
 MAX_ARGUMENTS = 18
 
-Docstrings = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -79,7 +78,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
 
 def layer_of(module: str) -> str:
     """Folder of a module, or the module itself if it is in none."""
-    return (module.split(".") + [module])[1] if "." in module else module
+    return module.split(".")[1] if "." in module else module
 
 
 def upward_imports(graph: dict[str, set[str]]) -> list[str]:

@@ -48,7 +48,8 @@ def test_synthetic_split_takes_the_generator(size: tuple[int, int], tmp_path: Pa
         pixels = torch.randint(100, 140, (*size, 3), dtype=torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "good" / f"{index}.png")
         normal.add(pixels.tobytes())
-    generator = DiffusionAnomalyGenerator(defects={"source": "self_texture", "probability": 0.0}, generator=torch.Generator().manual_seed(0))
+    never = {"source": "self_texture", "probability": 0.0}
+    generator = DiffusionAnomalyGenerator(defects=never, generator=torch.Generator().manual_seed(0))
     calls = []
     make_defects = generator.make_defects
     generator.make_defects = lambda image: [calls.append(image), make_defects(image)][1]  # type: ignore[method-assign]

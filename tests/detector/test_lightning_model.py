@@ -128,8 +128,8 @@ NESTED = {
 }
 CONFIGS = {
     "diffusion": DiffusionConfig(training_steps=7, block_out_channels=(8, 16)),
-    "bank": BankConfig(size=5, delta=(0.4, 0.5), start_timestep=(11, 12), num_inference_steps=3, detail=(0.3, 1.0)),
-    "defects": DefectConfig("self_texture", probability=0.25, opacity=(0.2, 0.3), p_soft=0.1),
+    "bank": BankConfig(size=5, delta=(0.4, 0.5), start_timestep=(11, 12), num_inference_steps=3, detail=(0.3, 0.9)),
+    "defects": DefectConfig("self_texture", probability=0.25, opacity=(0.2, 0.3), p_soft=0.1, foreground="off"),
 }
 
 

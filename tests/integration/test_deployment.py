@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README's script beside the line, with an exported model and nothing else."""
+"""The README's script for the production line, with an exported model and nothing else."""
 
 import os
 import re
@@ -34,6 +34,7 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_watch_a_folder(tmp_path: Path, script: Path, trained: tuple, mvtec_root: Path) -> None:
     """Images that are there, that come later, and that are read while they are written, once each."""
     _, model, _ = trained

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models of anomalib that train with defects of a DDPM, by the configs of this repository."""
+"""anomalib models that train with diffusion-made defects, by the configs of this repository."""
 
 from pathlib import Path
 
@@ -15,14 +15,17 @@ from anomalib_ddpm_st import SyntheticAnomalies, prepare_generator, synthetic_sp
 
 from .conftest import ROOT, SMALL_IMAGES, Shell
 
+TINY = {"diffusion": {"training_steps": 2}, "bank": {"size": 4, "num_inference_steps": 2}}
 
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["draem", "supersimplenet"])
 def test_config(name: str, shell: Shell, tmp_path: Path, mvtec_root: Path, cache_dir: str) -> None:
     """The config trains the model for a step, made small; Supersimplenet with a backbone without weights."""
     config = yaml.safe_load((ROOT / "configs" / f"{name}_ddpm_st.yaml").read_text())
     config["trainer"].update(max_steps=1, max_epochs=1, accelerator="cpu")
     config["model"]["init_args"]["pre_processor"] = SMALL_IMAGES  # Draem takes a minute for two of the usual size
-    config["trainer"]["callbacks"][0]["init_args"].update(diffusion_steps=2, bank_size=4, cache_dir=cache_dir)
+    config["trainer"]["callbacks"][0]["init_args"].update(TINY, cache_dir=cache_dir)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     data = [f"--data.root={mvtec_root}", "--data.category=gravel", "--data.train_batch_size=2", "--data.num_workers=0"]
@@ -31,10 +34,11 @@ def test_config(name: str, shell: Shell, tmp_path: Path, mvtec_root: Path, cache
     if name == "draem":
         assert len(list(tmp_path.rglob("model.ckpt"))) == 1
     else:
-        # Its weights come from the hub alone; up to there the config is understood.
+        # Its weights are only available from the hub; up to that point the config is understood.
         assert "hub" in (result.stdout + result.stderr).lower()
 
 
+@pytest.mark.slow
 def test_draem_with_a_validation_set_of_defects(
     tmp_path: Path,
     mvtec_root: Path,
@@ -43,7 +47,7 @@ def test_draem_with_a_validation_set_of_defects(
     """Trained and validated with defects of a DDPM; the checkpoint holds none of it."""
     data = MVTecAD(mvtec_root, "gravel", 2, 2, 0, val_split_mode="synthetic", val_split_ratio=0.4, seed=0)
     good = sorted((mvtec_root / "gravel" / "train" / "good").glob("*.png"))
-    settings = {"diffusion_steps": 2, "bank_size": 4, "cache_dir": cache_dir}
+    settings = {**TINY, "cache_dir": cache_dir}
     with synthetic_split(prepare_generator(good, image_size=(64, 64), **settings)):
         data.setup()
     model = Draem(dtd_dir=tmp_path, pre_processor=Draem.configure_pre_processor((64, 64)))
