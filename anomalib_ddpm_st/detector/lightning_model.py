@@ -159,7 +159,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self._last_step = training_steps
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "DdpmSt":  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "DdpmSt":  # type: ignore[override]  # noqa: ANN401
         """Load a trained model; it holds the weights of the teacher, so no weight file or download is needed.
 
         Args:
@@ -289,7 +289,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.reference = None
         self.stage_seconds["detector"] = time.perf_counter() - self._train_start
 
-    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+    def training_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Put defects into a batch of normal images of shape ``(B, 3, H, W)`` and compute the joint loss."""
         del args, kwargs
         images = cast("torch.Tensor", batch.image)
@@ -304,12 +304,12 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.log("train_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(images))
         return {"loss": loss}
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+    def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Add scores and anomaly maps to a batch with images of shape ``(B, 3, H, W)`` and values in [0, 1]."""
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
         """End training when the schedule is complete, with calibrated scores."""
         del args, kwargs
         if self.trainer.global_step >= self._last_step:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,14 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_watch_a_folder(tmp_path: Path, script: Path, trained: tuple, mvtec_root: Path) -> None:
+def test_watch_a_folder(
+    tmp_path: Path,
+    script: Path,
+    exported: Callable[[tuple[int, int] | None], Path],
+    mvtec_root: Path,
+) -> None:
     """Images that are there, that come later, and that are read while they are written, once each."""
-    _, model, _ = trained
-    model_path = model.to_openvino(tmp_path)
+    model_path = exported(None)
     images = sorted((mvtec_root / "gravel" / "test").rglob("*.png"))
     folder = tmp_path / "camera"
     folder.mkdir()

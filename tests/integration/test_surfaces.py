@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every surface of anomalib that takes a model by name finds DdpmSt."""
+"""Every surface of anomalib that takes a model by name finds DdpmSt, with nested settings."""
 
 import csv
 import json
@@ -14,51 +14,90 @@ import torch
 import yaml
 from anomalib.models import get_model, list_models
 
-import anomalib_ddpm_st
+from anomalib_ddpm_st import BankConfig, DdpmSt, DefectConfig, DiffusionConfig, prepare_generator
+from anomalib_ddpm_st.cli import DdpmStCLI
 
-from .conftest import ROOT, SMALL_IMAGES, Shell
+from .conftest import ROOT, SIZE, SMALL_IMAGES, Command, Shell
+
+CLASS_PATHS = {
+    "class_path": "DdpmSt",
+    "dotted_class_path": "anomalib_ddpm_st.DdpmSt",
+    "anomalib_class_path": "anomalib.models.DdpmSt",
+}
 
 
-@pytest.mark.parametrize(
-    "surface",
-    ["name", "class_path", "dotted_class_path", "anomalib_class_path", "list_models", "from_config"],
-)
+def make_model(surface: str, folder: Path, settings: dict[str, Any]) -> DdpmSt:
+    """Make a model of plain settings through a surface."""
+    if surface == "name":
+        return get_model("ddpm_st", **settings)
+    if surface in CLASS_PATHS:
+        return get_model({"class_path": CLASS_PATHS[surface], "init_args": settings})
+    path = folder / "model.yaml"
+    path.write_text(yaml.safe_dump({"model": {"class_path": CLASS_PATHS["dotted_class_path"], "init_args": settings}}))
+    return DdpmSt.from_config(path)
+
+
+def test_list_models() -> None:
+    assert "ddpm_st" in list_models()
+    assert "DdpmSt" in list_models(case="pascal")
+
+
+@pytest.mark.parametrize("surface", ["name", *CLASS_PATHS, "from_config"])
 def test_python_surfaces(surface: str, tiny: dict[str, Any], tmp_path: Path) -> None:
-    if surface == "list_models":
-        assert "ddpm_st" in list_models()
-        assert "DdpmSt" in list_models(case="pascal")
-        return
-    if surface == "from_config":
-        path = tmp_path / "model.yaml"
-        path.write_text(yaml.safe_dump({"model": {"class_path": "anomalib_ddpm_st.DdpmSt", "init_args": tiny}}))
-        model = anomalib_ddpm_st.DdpmSt.from_config(path)
-    elif surface == "name":
-        model = get_model("ddpm_st", **tiny)
-    else:
-        path_of = {
-            "class_path": "DdpmSt",
-            "dotted_class_path": "anomalib_ddpm_st.DdpmSt",
-            "anomalib_class_path": "anomalib.models.DdpmSt",
-        }
-        model = get_model({"class_path": path_of[surface], "init_args": tiny})
-    assert isinstance(model, anomalib_ddpm_st.DdpmSt)
-    assert model.bank == anomalib_ddpm_st.BankConfig(4, num_inference_steps=2)
+    """Nested settings become the same dataclasses everywhere."""
+    model = make_model(surface, tmp_path, tiny)
+    assert isinstance(model, DdpmSt)
     assert model.training_steps == tiny["training_steps"]
+    assert model.diffusion == DiffusionConfig(training_steps=2)
+    assert model.bank == BankConfig(size=4, num_inference_steps=2)
+    assert model.defects == DefectConfig(opacity=(0.4, 0.9))
+    assert isinstance(model.defects.opacity, tuple)
+    assert model.hparams["defects"]["opacity"] == (0.4, 0.9)
 
 
-def dotted(prefix: str, settings: dict[str, Any]) -> list[str]:
-    """Options for nested settings, with a dot for each level."""
-    options = []
+@pytest.mark.parametrize("surface", ["name", "class_path", "from_config", "command_line"])
+@pytest.mark.parametrize(
+    ("group", "setting", "value", "message"),
+    [
+        ("defects", "opacty", 0.5, "DefectConfig has no setting 'opacty': choose from source, probability, opacity"),
+        ("bank", "size", 0, "bank.size must be a whole number of at least 1, got 0."),
+    ],
+)
+def test_wrong_settings_are_named(
+    surface: str,
+    group: str,
+    setting: str,
+    value: float,
+    message: str,
+    tmp_path: Path,
+    command: Command,
+) -> None:
+    """By one sentence, when the model is made."""
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")) as error:
+        if surface == "command_line":
+            model = ["--model", "anomalib_ddpm_st.DdpmSt", f"--model.{group}.{setting}={value}"]
+            command("fit", *model, "--data", "anomalib.data.MVTecAD")
+        else:
+            make_model(surface, tmp_path, {group: {setting: value}})
+    if surface in {"name", "class_path"}:
+        assert str(error.value).startswith(message), "parsers of configs put their own words around it"
+
+
+def options(prefix: str, settings: dict[str, Any]) -> list[str]:
+    """Dotted options of a command."""
+    parts = []
     for name, value in settings.items():
-        key = f"{prefix}.{name}"
-        options += dotted(key, value) if isinstance(value, dict) else [f"{key}={value}"]
-    return options
+        if isinstance(value, dict):
+            parts += options(f"{prefix}.{name}", value)
+        else:
+            parts += [f"{prefix}.{name}", str(value)]
+    return parts
 
 
 @pytest.fixture
 def model_arguments(tiny: dict[str, Any]) -> list[str]:
     return [
-        *dotted("--model", tiny),
+        *options("--model", tiny),
         f"--model.pre_processor={json.dumps(SMALL_IMAGES)}",
         "--model.visualizer=false",
         "--trainer.accelerator=cpu",
@@ -66,92 +105,123 @@ def model_arguments(tiny: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture
-def data_arguments(mvtec_root: Path) -> list[str]:
-    settings = {"root": mvtec_root, "category": "gravel", "train_batch_size": 2, "num_workers": 0}
-    return ["--data", "anomalib.data.MVTecAD", *(f"--data.{name}={value}" for name, value in settings.items())]
+def data_options(mvtec_root: Path) -> list[str]:
+    return [f"--data.root={mvtec_root}", "--data.category=gravel", "--data.train_batch_size=2", "--data.num_workers=0"]
+
+
+@pytest.fixture
+def data_arguments(data_options: list[str]) -> list[str]:
+    return ["--data", "anomalib.data.MVTecAD", *data_options]
 
 
 @pytest.mark.slow
 def test_stock_command_line(
     shell: Shell,
+    command: Command,
     tmp_path: Path,
     mvtec_root: Path,
     model_arguments: list[str],
     data_arguments: list[str],
 ) -> None:
     """One life of a model with anomalib's own commands: train, saved config, test, validate, predict, export."""
-    model = ["--model", "anomalib_ddpm_st.DdpmSt", *model_arguments, "--model.defects.opacity=[0.25, 0.75]"]
+    model = ["--model", "anomalib_ddpm_st.DdpmSt", *model_arguments]
+    assert {"--model.bank.size", "--model.defects.opacity"} <= set(model)
     output = shell("anomalib", "train", *model, *data_arguments).stdout
     assert "image_AUROC" in output
     run = tmp_path / "results" / "DdpmSt" / "MVTecAD" / "gravel" / "v0"
     checkpoint = run / "weights" / "lightning" / "model.ckpt"
     assert checkpoint.exists()
+    hyper_parameters = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    assert hyper_parameters["defects"]["opacity"] == (0.4, 0.9)
+    assert hyper_parameters["diffusion"]["training_steps"] == 2
 
     saved = next(tmp_path.rglob("config.yaml"))
-    settings = yaml.safe_load(saved.read_text())["model"]
-    assert settings["class_path"] == "anomalib_ddpm_st.DdpmSt"
-    assert settings["init_args"]["defects"]["opacity"] == [0.25, 0.75]
-    assert settings["init_args"]["bank"]["size"] == 4
-    hyper_parameters = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
-    assert hyper_parameters["defects"]["opacity"] == (0.25, 0.75)
-    assert hyper_parameters["diffusion"]["training_steps"] == 2
+    config = yaml.safe_load(saved.read_text())["model"]
+    assert config["class_path"] == "anomalib_ddpm_st.DdpmSt"
+    assert config["init_args"]["bank"]["size"] == 4
+    assert config["init_args"]["defects"]["opacity"] == [0.4, 0.9]
     with_checkpoint = [*model, "--ckpt_path", str(checkpoint)]
     image = next((mvtec_root / "gravel" / "test" / "defect").glob("*.png"))
-    commands = {
-        "fit": ["-c", str(saved)],
-        "test": [*with_checkpoint, *data_arguments],
-        "validate": [*with_checkpoint, *data_arguments],
-        "predict": [*with_checkpoint, "--data", str(image)],
-        "export": [*with_checkpoint, "--export_type", "openvino"],
-    }
-
-    def run(name: str) -> str:
-        return shell("anomalib", name, *commands[name], folder=name).stdout
-
-    with ThreadPoolExecutor(2) as pool:  # most of a command is its imports, which take one core
-        outputs = dict(zip(commands, pool.map(run, commands), strict=True))
-    assert "image_AUROC" in outputs["test"]
-    assert "image_AUROC" in outputs["validate"]
+    with ThreadPoolExecutor(1) as pool:  # the imports of a new process take one core
+        predict = ["anomalib", "predict", *with_checkpoint, "--data", str(image)]
+        predicted = pool.submit(shell, *predict, folder="predict")
+        command("fit", "-c", str(saved), folder="fit")
+        for name in ("test", "validate"):
+            assert "image_AUROC" in command(name, *with_checkpoint, *data_arguments, folder=name)
+        command("export", *with_checkpoint, "--export_type", "openvino", folder="export")
+        assert predicted.result().returncode == 0
+    assert len(list((tmp_path / "fit").rglob("model.ckpt"))) == 1
     assert list((tmp_path / "export").rglob("model.xml"))
 
 
-@pytest.mark.slow
-def test_config_file_and_short_name(
-    shell: Shell,
+@pytest.mark.parametrize("name", ["ddpm_st", "ddpm_st_quick"])
+def test_config_files(
+    name: str,
+    command: Command,
     tmp_path: Path,
     model_arguments: list[str],
     data_arguments: list[str],
 ) -> None:
-    config = str(ROOT / "configs" / "ddpm_st.yaml")
+    config = str(ROOT / "configs" / f"{name}.yaml")
     sooner = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
-    shell("anomalib", "fit", "-c", config, *model_arguments, *sooner, *data_arguments)
-    short = ["--model", "DdpmSt", *model_arguments, "--trainer.max_steps=1"]
-    shell("anomalib-ddpm-st", "fit", *short, *data_arguments)
-    assert len(list(tmp_path.rglob("model.ckpt"))) == 2
+    command("fit", "-c", config, *model_arguments, *sooner, *data_arguments)
+    assert len(list(tmp_path.rglob("model.ckpt"))) == 1
 
 
-@pytest.mark.slow
+def test_short_name(command: Command, tmp_path: Path, model_arguments: list[str], data_arguments: list[str]) -> None:
+    arguments = ["--model", "DdpmSt", *model_arguments, "--trainer.max_steps=1", *data_arguments]
+    command("fit", *arguments, cli=DdpmStCLI)
+    assert len(list(tmp_path.rglob("model.ckpt"))) == 1
+
+
 def test_early_stopping_finds_its_metric(
-    shell: Shell,
+    command: Command,
     tmp_path: Path,
-    mvtec_root: Path,
     model_arguments: list[str],
+    data_options: list[str],
 ) -> None:
     config = str(ROOT / "configs" / "ddpm_st_early_stopping.yaml")
-    data = [f"--data.root={mvtec_root}", "--data.category=gravel", "--data.train_batch_size=2", "--data.num_workers=0"]
-    shell("anomalib", "fit", "-c", config, *model_arguments, *data)
+    command("fit", "-c", config, *model_arguments, *data_options)
     assert list(tmp_path.rglob("model.ckpt"))
 
 
-def test_unknown_backbone_on_the_command_line(shell: Shell, data_arguments: list[str]) -> None:
+def test_unknown_backbone_on_the_command_line(command: Command, data_arguments: list[str]) -> None:
     model = ["--model", "anomalib_ddpm_st.DdpmSt", "--model.backbone", "resnet81"]
-    result = shell("anomalib", "fit", *model, *data_arguments, check=False)
-    assert result.returncode != 0
-    assert "timm has no backbone named 'resnet81'" in result.stdout + result.stderr
+    with pytest.raises(ValueError, match="timm has no backbone named 'resnet81'"):
+        command("fit", *model, *data_arguments)
+
+
+@pytest.mark.usefixtures("offline")
+def test_one_bank_for_detector_and_synthesize(
+    trained: tuple,
+    tiny: dict[str, Any],
+    command: Command,
+    tmp_path: Path,
+    mvtec_root: Path,
+) -> None:
+    """What training put into the cache serves ``synthesize`` and ``prepare_generator``; nothing is made twice."""
+    _, model, _ = trained
+    cache = Path(tiny["cache_dir"])
+    before = sorted(cache.glob("*-*/"))
+    assert {model.bank_dir, model.diffusion_dir} <= set(before)
+    good = mvtec_root / "gravel" / "train" / "good"
+    settings = [*options("--diffusion", tiny["diffusion"]), *options("--bank", tiny["bank"])]
+    arguments = ["--images", str(good), "--output", "pairs", "--image_size", str(list(SIZE))]
+    output = command("synthesize", *arguments, *settings, "--cache_dir", str(cache), cli=DdpmStCLI)
+    assert "Wrote 6 pairs" in output
+    assert json.loads((tmp_path / "pairs" / "settings.json").read_text())["bank.size"] == 4
+    assert sorted(cache.glob("*-*/")) == before
+
+    groups = {"diffusion": model.diffusion, "bank": model.bank}
+    generator = prepare_generator(sorted(good.glob("*.png")), image_size=SIZE, cache_dir=cache, **groups)
+    assert sorted(cache.glob("*-*/")) == before
+    _, masks = generator(torch.rand(8, 3, *SIZE))
+    assert masks.any()
 
 
 @pytest.mark.slow
 def test_benchmark(shell: Shell, tmp_path: Path, mvtec_root: Path, tiny: dict[str, Any]) -> None:
+    """Images of the default size."""
     config = yaml.safe_load((ROOT / "configs" / "benchmark_bottle.yaml").read_text())
     config["benchmark"]["data"]["init_args"].update(root=str(mvtec_root), category="gravel", num_workers=0)
     for model in config["benchmark"]["model"]["grid"]:
