@@ -82,7 +82,7 @@ def test_transparent_pixels_keep_their_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bit_images_are_not_saturated(suffix: str, tmp_path: Path) -> None:
-    """Grey images of 16 bits are read right or refused by name, but not turned white in silence."""
+    """Grey images of 16 bits are read correctly or refused by name, but not silently turned white."""
     ramp = np.linspace(0, 65535, 12 * 20).reshape(12, 20).astype(np.uint16)
     paths = [save(tmp_path / f"{index}{suffix}", ramp) for index in range(2)]
     try:

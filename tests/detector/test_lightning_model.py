@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import Normalize, Resize
 from anomalib_ddpm_st import BankConfig, DefectConfig, DiffusionConfig
 from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.detector import DdpmSt, lightning_model
-from anomalib_ddpm_st.detector.augmentation import SYMMETRIES, jitter_pair
+from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, jitter_pair
 from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, TextureBank
 from anomalib_ddpm_st.synthesis.config import Source
 from anomalib_ddpm_st.synthesis.preparation import PreparedBank
@@ -540,6 +540,26 @@ def test_memory_bank_is_filled_before_training(model: DdpmSt, tmp_path: Path) ->
     model.trainer.ckpt_path = None
     model.on_train_start()
     assert not torch.equal(memory_bank.levels[0], first["level0"])
+
+
+@pytest.mark.parametrize("start", ["training", "calibration"])
+def test_reference_images(start: str, model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the normal images of the training set, at the size of the detector, with its augmentation."""
+    seen: dict[str, Any] = {}
+    images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+    monkeypatch.setattr(lightning_model, "load_normal_images", lambda *given: [seen.update(load=given), images][1])
+    monkeypatch.setattr(
+        lightning_model, "NormalReference", lambda *given: [seen.update(reference=given), MagicMock()][1]
+    )
+    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
+    if start == "training":
+        attach(model, train_dataloader=SimpleNamespace(dataset=SimpleNamespace(samples=samples)))
+        model.on_train_start()
+        model.reference.fill_memory_bank.assert_called_once_with(images)
+    else:
+        model.calibrate_scores(SimpleNamespace(samples=samples))
+    assert seen["load"] == (["a", "c"], (64, 64), MAX_REFERENCES)
+    assert seen["reference"] == (model.model, images, "auto")
 
 
 @pytest.mark.parametrize(("last_step", "ends"), [(6, True), (7, False)])

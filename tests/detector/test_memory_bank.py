@@ -134,7 +134,7 @@ def test_coreset_is_that_of_anomalib() -> None:
 
 
 def test_coreset_needs_no_new_memory() -> None:
-    """Distances are kept where they are: a new tensor for each vector once filled 23 GB."""
+    """Distances are updated in place: a new tensor for each vector once filled 23 GB."""
     sampler = DirectionCoreset(functional.normalize(torch.randn(50, 1, 8), dim=2), 0.5)
     sampler.features = sampler.embedding[:, 0]
     sampler.update_distances(None)
@@ -150,7 +150,7 @@ def test_coreset_needs_no_new_memory() -> None:
 
 
 def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many images only so many features are considered, of each batch alike."""
+    """Only a limited number of features is considered, the same from each batch."""
     monkeypatch.setattr(memory_module, "MAX_CANDIDATES", 40)
     seen: list[torch.Tensor] = []
 

@@ -7,9 +7,16 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from anomalib.data import ImageBatch, ImageItem
 from openvino import opset13 as ops
+from torchmetrics import Metric
 
-from anomalib_ddpm_st.detector.openvino import calibration_images, keep_in_float, quantize
+from anomalib_ddpm_st.detector.openvino import (
+    calibration_images,
+    keep_in_float,
+    quantize,
+    quantize_with_accuracy_control,
+)
 
 CORE = ov.Core()
 
@@ -58,3 +65,56 @@ def test_what_only_bright_images_have_is_not_cut_off() -> None:
         CORE.compile_model(each, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([bright])[0] for each in (model, quantized)
     )
     assert np.abs(result - expected).max() < 0.05 * np.abs(expected).max()
+
+
+class Exactness(Metric):
+    """How close the anomaly maps are to those in FP32, which stand in the masks of the images: 1 for equal ones."""
+
+    def __init__(self, expected: torch.Tensor) -> None:
+        super().__init__()
+        self.expected = expected
+        self.shapes: set[tuple[int, ...]] = set()
+        self.add_state("error", torch.tensor(0.0))
+
+    def update(self, batch: ImageBatch) -> None:
+        """Compare the map of one image."""
+        assert batch.pred_score.shape == batch.pred_label.shape == batch.gt_label.shape == (1,)
+        assert batch.gt_mask.shape == batch.pred_mask.shape[-3:] == batch.anomaly_map.shape[-3:]
+        self.shapes.add(tuple(batch.image.shape))
+        self.error += (batch.anomaly_map - self.expected[int(batch.gt_label)]).abs().max()
+
+    def compute(self) -> torch.Tensor:
+        """One minus the sum of the largest errors."""
+        return 1 - self.error
+
+
+@pytest.mark.parametrize(("max_drop", "quantized"), [(1.0, True), (0.0, False)])
+@pytest.mark.parametrize("size", [None, (16, 16)])
+def test_accuracy_control(max_drop: float, quantized: bool, size: tuple[int, int] | None) -> None:
+    """Operations stay in INT8 as long as the metric allows; images are resized to a fixed input size."""
+    side = size[0] if size else 24
+    image = ops.parameter([1, 3, side, side], ov.Type.f32, name="image")
+    weights = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    features = ops.relu(ops.convolution(image, ops.constant(weights), [1, 1], [1, 1], [1, 1], [1, 1]))
+    anomaly_map = ops.reduce_max(features, ops.constant([1]), keep_dims=True)
+    score = ops.reduce_max(anomaly_map, ops.constant([1, 2, 3]))
+    results = {
+        "anomaly_map": anomaly_map,
+        "pred_score": score,
+        "pred_label": ops.greater(score, ops.constant(np.float32(5))),
+        "pred_mask": ops.greater(anomaly_map, ops.constant(np.float32(5))),
+    }
+    for name, node in results.items():
+        node.output(0).get_tensor().set_names({name})
+    model = ov.Model(list(results.values()), [image])
+    data = [
+        ImageItem(image=torch.rand(3, 24, 24), gt_label=torch.tensor(label), gt_mask=torch.zeros(24, 24).bool())
+        for label in (0, 1)
+    ]
+    compiled = CORE.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    resized = [torch.nn.functional.interpolate(item.image[None], size=(side, side), mode="bilinear") for item in data]
+    metric = Exactness(torch.stack([torch.from_numpy(compiled(one.numpy())["anomaly_map"]) for one in resized]))
+    images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
+    result = quantize_with_accuracy_control(model, images, data, size, metric, max_drop)
+    assert ("FakeQuantize" in {node.get_type_name() for node in result.get_ops()}) == quantized
+    assert metric.shapes == {(1, 3, side, side)}

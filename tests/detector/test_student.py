@@ -13,7 +13,7 @@ from anomalib_ddpm_st.detector.student import BOTTLENECK_WIDTH, MAX_DECODER_WIDT
 
 
 def test_decoder() -> None:
-    """Levels come back from fine to coarse in the sizes asked for; none is wider inside than the limit."""
+    """Levels are returned from fine to coarse in the requested sizes; none is wider inside than the limit."""
     dims = [8, 12, MAX_DECODER_WIDTH + 44]
     decoder = Decoder(20, dims).eval()
     sizes = [torch.Size((17, 21)), torch.Size((9, 11)), torch.Size((5, 6))]

@@ -150,7 +150,7 @@ def test_unknown_backbone(name: str, similar: str) -> None:
 
 
 def test_backbone_like_no_other() -> None:
-    """Where nothing is similar, the message says where the names are."""
+    """If no name is similar, the message says how to list the names."""
     with pytest.raises(ValueError, match=r"'qqqq'.*list_models"):
         build_extractor("qqqq", LAYERS)
 

@@ -91,7 +91,7 @@ def test_few_images_are_moved_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         found = (windows == position[:, :, None, None]).flatten(4).all(dim=4).all(dim=1)[0].nonzero()
         assert len(found) == 1
         places.append(tuple(found[0].tolist()))
-        # Where the window says that it is, up to what the image was moved by.
+        # At the position of the window, up to the shift of the image.
         top = (unpatchify(sample, 4)[0, 0].mean() + 1) / 2 * 16
         assert top.item() == pytest.approx(found[0, 0].item() + 4, abs=3)
     assert len(set(places)) > 5

@@ -88,7 +88,7 @@ def test_perfect_network_gives_the_image_back(
 
 
 def test_tiny_start_stays_close(pipeline: DefectPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that changes nothing, started just above zero, gives the image with next to no noise."""
+    """A network that changes nothing, started just above zero, gives the image with almost no noise."""
     images = torch.rand(2, 3, 32, 32) * 0.8 + 0.1
     replace_network(monkeypatch)
     result = pipeline(images=images, start_timestep=1, generator=seeded()).images

@@ -110,7 +110,7 @@ def test_scaled_draws_no_more_than_ddpm() -> None:
 @pytest.mark.parametrize("perturbation", ["constant", "scaled"])
 @pytest.mark.parametrize("timesteps", [None, [500, 250, 40]])
 def test_last_step_is_not_perturbed(perturbation: Perturbation, timesteps: list[int] | None) -> None:
-    """The step that leads to the image is that of DDPM, also where it starts above zero."""
+    """The step that yields the image is that of DDPM, even if it starts above zero."""
     ours, reference = schedulers()
     if timesteps is not None:
         ours.set_timesteps(timesteps=timesteps)

@@ -27,7 +27,7 @@ def test_tiles_cover_and_overlap(length: int) -> None:
 
 
 def test_one_tile_is_the_whole(pipeline: DefectPipeline) -> None:
-    """An image that fits into a tile is seen at once."""
+    """An image that fits into one tile is predicted whole."""
     sample = torch.randn(2, 48, 8, 12)
     with torch.no_grad():
         whole = denoise(pipeline.unet, sample, torch.tensor(400))
@@ -52,7 +52,7 @@ def test_tiles_know_their_place_and_fade(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_tiles_fade_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where two tiles disagree there is no step between them."""
+    """There is no step between two tiles that disagree."""
     answers = iter((0.0, 1.0))
     monkeypatch.setattr(tiling, "denoise", lambda _, part, *__: torch.full_like(part, next(answers)))
     unet = build_unet((32, 32), block_out_channels=(8, 8))

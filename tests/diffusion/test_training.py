@@ -71,7 +71,7 @@ def test_seed_decides_the_weights(normal_images: torch.Tensor, tmp_path: Path) -
 
 
 def test_leaves_random_state(normal_images: torch.Tensor, tmp_path: Path) -> None:
-    """The caller's random numbers go on as if nothing had happened."""
+    """The random state of the caller stays as it was."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     train_diffusion(normal_images, tmp_path, SETTINGS, **TRAINER)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -88,7 +88,7 @@ def test_goes_on_after_an_interruption(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An interrupted training leaves a checkpoint, and the next call goes on from it."""
+    """An interrupted training leaves a checkpoint, and the next call resumes from it."""
     state = torch.get_rng_state()
     with monkeypatch.context() as patch:
         steps = count_steps(patch, stop_at=3, error=error)

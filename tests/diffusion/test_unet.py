@@ -47,7 +47,7 @@ def test_round_trip(patch_size: int) -> None:
 
 
 def test_patchify_refuses_sizes_that_do_not_divide() -> None:
-    """Nothing is cut off in silence."""
+    """Nothing is cut off silently."""
     with pytest.raises(Exception, match=r"[Dd]ivi"):
         patchify(torch.rand(1, 3, 9, 8), 4)
 

@@ -42,6 +42,7 @@ def test_config(
     assert len(list(tmp_path.rglob("model.ckpt"))) == 1
 
 
+@pytest.mark.slow
 def test_draem_with_a_validation_set_of_defects(
     tmp_path: Path,
     mvtec_root: Path,
