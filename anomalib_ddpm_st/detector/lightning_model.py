@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerC
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from anomalib_ddpm_st.core.compiled import match_compiled
 from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
 from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.core.images import load_normal_images
@@ -172,6 +173,11 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """
         kwargs.setdefault("teacher_weights", None)
         return cast("DdpmSt", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the weights of a compiled model into a plain one, and the other way round."""
+        super().on_load_checkpoint(checkpoint)
+        checkpoint["state_dict"] = match_compiled(checkpoint["state_dict"], self.state_dict())
 
     # ---------------------------------------------------------------------------------------------------------------
     # Stages 1 and 2

@@ -50,8 +50,7 @@ class NormalizedGenerator(nn.Module):
             tuple[torch.Tensor, torch.Tensor]: Normalised images with defects, and their masks.
         """
         mean, std = self.mean.to(images), self.std.to(images)
-        # Rounding alone can leave [0, 1].
-        augmented, masks = self.generator((images * std + mean).clamp(0, 1))
+        augmented, masks = self.generator(images * std + mean)
         return torch.where(masks.bool(), (augmented - mean) / std, images), masks
 
 
@@ -183,6 +182,11 @@ class SyntheticAnomalies(Callback):
             return
         image, mask = self.generator(batch.image)
         batch.update(image=image, gt_mask=mask[:, 0].bool(), gt_label=mask.flatten(1).any(dim=1))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the model's own generator: Lightning skips ``teardown`` after an error or Ctrl-C."""
+        del exception
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the model's own generator."""

@@ -30,6 +30,8 @@ OFFSET_RANGE = (-0.2, 0.2)
 # Probability that a texture comes from the bank.
 P_BANK = {"diffusion": 1.0, "mixture": 0.5, "self_texture": 0.0}
 MAX_ATTEMPTS = 100
+# Interpolation overshoots at sharp edges; images of another scale leave [0, 1] by more.
+OVERSHOOT = 0.15
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
 
         Args:
             image (torch.Tensor): Image of shape ``(C, H, W)`` or batch of shape ``(B, C, H, W)`` with one or three
-                channels; ``float`` with values in [0, 1], or ``uint8``.
+                channels; ``float`` with values in [0, 1], up to the overshoot of an interpolation, or ``uint8``.
             mask (torch.Tensor | None): Mask of defects that the image already has, of shape ``(H, W)`` or
                 ``(1, H, W)``, with a leading ``B`` for a batch. Defaults to ``None``.
 
@@ -293,15 +295,16 @@ class DiffusionAnomalyGenerator(v2.Transform):
             raise ValueError(msg)
         is_integer = pixels.dtype == torch.uint8
         images = (pixels if pixels.ndim == 4 else pixels[None]).float() / (255 if is_integer else 1)
-        if not is_integer and not (pixels.is_floating_point() and images.min() >= 0 and images.max() <= 1):
+        low, high = images.min().item(), images.max().item()
+        if not is_integer and not (pixels.is_floating_point() and low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
             msg = (
-                f"Images must be uint8, or float with values in [0, 1], but these are {pixels.dtype} from "
-                f"{images.min().item():.2f} to {images.max().item():.2f}: make defects before Normalize."
+                f"Images must be uint8, or float with values in [0, 1], but these are {pixels.dtype} from {low:.2f} to "
+                f"{high:.2f}: they have another scale, such as 0 to 255, or are normalised. Make defects before that."
             )
             raise ValueError(msg)
         # Images are data: they keep their precision in mixed-precision training.
         with torch.autocast(images.device.type, enabled=False):
-            augmented, masks = augment(images.expand(-1, 3, -1, -1))
+            augmented, masks = augment(images.clamp(0, 1).expand(-1, 3, -1, -1))
         augmented = (augmented * 255).round() if is_integer else augmented
         augmented = augmented[:, :channels].reshape(pixels.shape).to(pixels.dtype)
         masks = masks if pixels.ndim == 4 else masks[0]

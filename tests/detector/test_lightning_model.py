@@ -643,3 +643,17 @@ def test_setup_downloads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     random = make_model(pre_trained=False)
     monkeypatch.setattr(random.model.teacher, "load_weights", lambda *_: pytest.fail("weights were downloaded"))
     random.setup("fit")
+
+
+@pytest.mark.parametrize("compiled", ["saved", "loaded"])
+def test_checkpoints_of_compiled_models(compiled: str) -> None:
+    """``torch.compile`` changes the names of the weights; they load either way."""
+    saved, loaded = make_model(), make_model()
+    changed = saved if compiled == "saved" else loaded
+    changed.model = torch.compile(changed.model)
+    checkpoint = {"state_dict": saved.state_dict()}
+    assert any("_orig_mod" in name for name in changed.state_dict())
+    loaded.on_load_checkpoint(checkpoint)
+    loaded.load_state_dict(checkpoint["state_dict"])
+    for one, other in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

@@ -62,3 +62,28 @@ def test_draem_with_a_validation_set_of_defects(
     assert set(model.state_dict()) == names
     assert any(bool(item.gt_label) for item in data.val_data)
     assert model.post_processor.image_threshold.isfinite(), "the threshold comes from validation"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_generator_is_restored_after_an_exception(
+    error: BaseException,
+    tmp_path: Path,
+    mvtec_root: Path,
+    cache_dir: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A later training without the callback makes the model's own defects again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    model = Draem(dtd_dir=tmp_path, pre_processor=Draem.configure_pre_processor(SIZE))
+    own = model.augmenter
+    monkeypatch.setattr(model, "training_step", fail)
+    data = MVTecAD(mvtec_root, "gravel", 2, 2, 0)
+    use = SyntheticAnomalies(**STAGES, cache_dir=cache_dir)
+    engine = Engine(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[use])
+    with pytest.raises((RuntimeError, KeyboardInterrupt, SystemExit)):
+        engine.fit(model, datamodule=data)
+    assert model.augmenter is own
+    assert use.generator is None

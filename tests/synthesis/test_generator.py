@@ -467,11 +467,35 @@ def test_bank_from_a_folder(bank: TextureBank, tmp_path: Path) -> None:
         DiffusionAnomalyGenerator(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("image", [torch.rand(3, 16, 16) * 2, torch.rand(2, 3, 16, 16) - 0.5, torch.randn(3, 16, 16)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.rand(3, 16, 16) * 2,
+        torch.rand(2, 3, 16, 16) - 0.5,
+        torch.randn(3, 16, 16),
+        torch.rand(3, 16, 16) * 255,
+        torch.full((3, 16, 16), torch.nan),
+    ],
+)
 def test_wrong_range(image: torch.Tensor) -> None:
-    """Normalised images raise an error that gives the reason."""
-    with pytest.raises(ValueError, match=r"\[0, 1\].*before Normalize"):
+    """Images of another scale raise an error that gives the reason."""
+    with pytest.raises(ValueError, match=r"\[0, 1\].*another scale, such as 0 to 255, or are normalised"):
         DiffusionAnomalyGenerator()(image)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_overshoot_of_an_interpolation(mode: str) -> None:
+    """Values slightly outside [0, 1] are accepted; outside the mask the image stays as it was, bit for bit."""
+    image = torch.ones(1, 3, 60, 60)
+    image[..., 20:40, 20:40] = 0
+    resized = torch.nn.functional.interpolate(image, size=(44, 44), mode=mode, antialias=True) * 1.0000005
+    assert resized.max() > 1
+    augmented, mask = DiffusionAnomalyGenerator().make_defects(resized)
+    assert mask.any()
+    outside = ~mask.bool().expand_as(resized)
+    assert torch.equal(augmented[outside], resized[outside])
+    assert augmented[~outside].min() >= 0
+    assert augmented[~outside].max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (4, 16, 16), (2, 4, 16, 16), (16, 16), (1, 2, 3, 16, 16)])
