@@ -6,7 +6,11 @@
 from collections.abc import Iterable
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
+# Bound that Lightning sets if it is given none.
+LIGHTNING_EPOCHS = 1000
 
 
 def one_cycle_adamw(
@@ -36,3 +40,17 @@ def one_cycle_adamw(
         cycle_momentum=False,
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def lift_default_epochs(trainer: Trainer, steps: int) -> None:
+    """Let a schedule of steps run to its end on few images.
+
+    Without a bound by the user, Lightning silently ends training after 1000 epochs: with 20 images in batches of 32
+    these are 1000 steps. A bound of exactly 1000 epochs looks the same and is lifted, too.
+
+    Args:
+        trainer (Trainer): Trainer, before it configures the optimisers.
+        steps (int): Length of the schedule; each epoch takes one step at least.
+    """
+    if trainer.max_steps == -1 and trainer.max_epochs == LIGHTNING_EPOCHS:
+        trainer.fit_loop.max_epochs = max(LIGHTNING_EPOCHS, steps)

@@ -24,7 +24,7 @@ from anomalib_ddpm_st.core.compiled import match_compiled
 from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
 from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.core.images import load_normal_images
-from anomalib_ddpm_st.core.optimization import one_cycle_adamw
+from anomalib_ddpm_st.core.optimization import lift_default_epochs, one_cycle_adamw
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_bank
@@ -71,8 +71,9 @@ class DdpmSt(ExportMixin, AnomalibModule):
             100 normal images which of them still look normal, and uses none with 100 or more, which show the poses of
             the part themselves; ``"flips_and_turns"``, ``"flips"`` and ``"none"`` override this.
             Defaults to ``"auto"``.
-        training_steps (int): Length of the detector's schedule. A smaller ``max_epochs`` or ``max_steps`` of the
-            Trainer ends it sooner. Defaults to ``6000``.
+        training_steps (int): Length of the detector's schedule, however few images there are. A smaller ``max_epochs``
+            (other than Lightning's default of 1000) or ``max_steps`` of the Trainer ends it sooner.
+            Defaults to ``6000``.
         learning_rate (float): Peak learning rate. Defaults to ``4e-3``.
         memory_size (int): Number of normal features of each level in the memory bank. More of them slow down inference.
             Defaults to ``1024``.
@@ -232,6 +233,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             ConnectionError: If the weights could not be downloaded.
         """
         if stage == "fit":
+            lift_default_epochs(self.trainer, self.training_steps)
             if self.pre_trained and not bool(self.model.teacher.has_weights):
                 self.model.teacher.load_weights()
             self.model.to(memory_format=torch.channels_last)
@@ -241,7 +243,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
     def on_train_start(self) -> None:
         """Make the generator of defects for the training set, and fill the memory bank."""
         dataset = cast("DataLoader", self.trainer.train_dataloader).dataset
-        if self.defects.needs_bank and self.bank_dir is None:
+        # Without a datamodule nothing was prepared yet: a bank can only be that of an earlier training.
+        if self.defects.needs_bank and (self.bank_dir is None or getattr(self.trainer, "datamodule", None) is None):
             self._prepare_bank(dataset)
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, self.defects)
         images = self._reference_images(dataset)

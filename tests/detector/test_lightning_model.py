@@ -69,7 +69,7 @@ def model(shared_model: DdpmSt) -> Iterator[DdpmSt]:
 
 def attach(model: DdpmSt, **trainer: Any) -> SimpleNamespace:  # noqa: ANN401
     """Give the model a stand-in for the Trainer."""
-    model._trainer = SimpleNamespace(**{"ckpt_path": None, **trainer})
+    model._trainer = SimpleNamespace(**{"ckpt_path": None, "datamodule": None, **trainer})
     return model._trainer
 
 
@@ -277,6 +277,32 @@ def test_sources(source: Source, needs_bank: bool, tmp_path: Path, monkeypatch: 
     assert masks.any()
     model.teardown("fit")
     assert model.generator is None
+
+
+@pytest.mark.parametrize(("datamodule", "expected"), [(None, "new"), ("datamodule", "old")])
+def test_bank_of_an_earlier_training(
+    datamodule: str | None,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other images in bare dataloaders get their own bank; with a datamodule it was prepared before."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        textures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+        TextureBank(textures, torch.tensor([0]), torch.zeros(1, 768)).save(tmp_path / name)
+    monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: PreparedBank(tmp_path / "new", tmp_path))
+    model = make_model(defects=None, augmentation="none")
+    model.bank_dir = tmp_path / "old"
+    attach(
+        model,
+        datamodule=datamodule,
+        train_dataloader=SimpleNamespace(dataset=write_parts(tmp_path / "images", 2, torch.rand(3, 64, 64))),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        precision="32-true",
+    )
+    model.on_train_start()
+    assert model.bank_dir == tmp_path / expected
 
 
 def test_no_diffusion_without_need(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -633,6 +659,7 @@ def test_setup_downloads_once(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(True)
         model.model.teacher.has_weights.fill_(value=True)
 
+    attach(model, max_steps=-1, max_epochs=5)
     monkeypatch.setattr(model.model.teacher, "load_weights", load)
     model.setup("test")
     assert not asked
@@ -641,6 +668,7 @@ def test_setup_downloads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [True]
 
     random = make_model(pre_trained=False)
+    attach(random, max_steps=-1, max_epochs=5)
     monkeypatch.setattr(random.model.teacher, "load_weights", lambda *_: pytest.fail("weights were downloaded"))
     random.setup("fit")
 

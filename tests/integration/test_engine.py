@@ -15,6 +15,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_ddpm_st import BankConfig, DdpmSt, DefectConfig, DiffusionConfig
+from anomalib_ddpm_st.core import optimization
 from anomalib_ddpm_st.synthesis import preparation
 
 from .conftest import make_engine
@@ -54,6 +55,20 @@ def test_max_steps_ends_training_sooner(tmp_path: Path, datamodule: MVTecAD, sma
     engine = make_engine(tmp_path, max_steps=1, limit_val_batches=0)
     engine.fit(model, datamodule=datamodule)
     assert engine.trainer.global_step == 1
+
+
+def test_few_images_train_the_whole_schedule(
+    tmp_path: Path,
+    datamodule: MVTecAD,
+    small: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning's default number of epochs, here 1, does not end the schedule."""
+    monkeypatch.setattr(optimization, "LIGHTNING_EPOCHS", 1)
+    model = DdpmSt(**{**small, "training_steps": 5})
+    engine = make_engine(tmp_path, max_epochs=1, limit_val_batches=0)
+    engine.fit(model, datamodule=datamodule)
+    assert engine.trainer.global_step == 5  # three steps an epoch
 
 
 def test_max_epochs_ends_training_sooner(tmp_path: Path, datamodule: MVTecAD, small: dict[str, Any]) -> None:
