@@ -121,10 +121,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         super().__init__(
-            pre_processor=pre_processor,
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
+            pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         refuse_normalize(self.pre_processor)
         # Settings are checked now, not after stage 1.
@@ -143,12 +140,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.training_steps = training_steps
         self.learning_rate = learning_rate
 
-        self.model: DdpmStModel = build_model(
-            backbone,
-            layers or ("layer1", "layer2", "layer3"),
-            memory_size,
-            top_k,
-        )
+        self.model: DdpmStModel = build_model(backbone, layers or ("layer1", "layer2", "layer3"), memory_size, top_k)
         if teacher_weights is not None:
             self.model.teacher.load_weights(teacher_weights)
         self.loss: DdpmStLoss = DdpmStLoss()

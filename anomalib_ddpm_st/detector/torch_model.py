@@ -252,13 +252,7 @@ def build_model(
     """
     teacher = Teacher(backbone, layers)
     dims = teacher.out_dims
-    return DdpmStModel(
-        teacher,
-        Student(dims),
-        SegmentationHead(dims),
-        MemoryBank(dims, memory_size),
-        top_k=top_k,
-    )
+    return DdpmStModel(teacher, Student(dims), SegmentationHead(dims), MemoryBank(dims, memory_size), top_k=top_k)
 
 
 def direction_product(target: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:

@@ -180,15 +180,6 @@ def prepare_generator(
     )
     bank_dir = None
     if defects.needs_bank:
-        prepared = prepare_bank(
-            images,
-            image_size,
-            bank,
-            diffusion,
-            diffusion_path,
-            cache_dir,
-            device,
-            precision,
-        )
+        prepared = prepare_bank(images, image_size, bank, diffusion, diffusion_path, cache_dir, device, precision)
         bank_dir = prepared.bank_dir
     return DiffusionAnomalyGenerator(bank_dir, defects)

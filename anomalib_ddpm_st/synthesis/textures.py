@@ -98,11 +98,7 @@ class BankTextures:
         textures = self.bank.get(parameters.indices, (images.shape[-2], images.shape[-1]))
         shifted = has_object & (parameters.shifts.bool() | parameters.flips).any(dim=1)
         if shifted.any():
-            textures[shifted] = shift_and_flip(
-                textures[shifted],
-                parameters.shifts[shifted],
-                parameters.flips[shifted],
-            )
+            textures[shifted] = shift_and_flip(textures[shifted], parameters.shifts[shifted], parameters.flips[shifted])
         zoomed = (parameters.scales != 1) & ~has_object
         if zoomed.any():
             textures[zoomed] = warp(textures[zoomed], parameters.angles[zoomed], parameters.scales[zoomed])
