@@ -9,7 +9,7 @@ import torch
 from anomalib.data.utils import get_image_filenames
 from torchvision.utils import save_image
 
-from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
 from anomalib_ddpm_st.diffusion import DiffusionConfig, train_diffusion
 
 from .health import measure_health
@@ -22,7 +22,7 @@ def diffusion(
     images: Path,
     output: Path,
     diffusion: DiffusionConfig = DEFAULT_DIFFUSION,
-    image_size: tuple[int, int] = (256, 256),
+    image_size: tuple[int, int] = DEFAULT_IMAGE_SIZE,
     accelerator: str = "auto",
     devices: int | str = "auto",
     precision: str = "32-true",

@@ -7,14 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import yaml
 from anomalib.data import get_datamodule
 from anomalib.data.utils import get_image_filenames
 
-from anomalib_ddpm_st.core.cache import default_cache_dir
 from anomalib_ddpm_st.core.config import check_integer
-from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, prepare_generator
 from anomalib_ddpm_st.synthesis.pairs import write_pairs
@@ -38,7 +36,7 @@ def synthesize(
     bank: BankConfig = DEFAULT_BANK,
     diffusion: DiffusionConfig = DEFAULT_DIFFUSION,
     diffusion_path: Path | None = None,
-    image_size: tuple[int, int] = (256, 256),
+    image_size: tuple[int, int] = DEFAULT_IMAGE_SIZE,
     full_size: bool = False,
     teacher_weights: str | None = None,
     seed: int = 0,
@@ -77,7 +75,6 @@ def synthesize(
     if count is not None:
         check_integer("count", count, 1)
     paths = _normal_images(images, data)
-    cache_dir = cache_dir or default_cache_dir()
     # What identifies the pairs, named like the options.
     groups: dict[str, dict[str, Any]] = {"defects": asdict(defects)}
     pipeline, normal, health = None, None, None
@@ -87,8 +84,7 @@ def synthesize(
         groups["diffusion"] = {"path": str(diffusion_path)} if diffusion_path else asdict(diffusion)
         normal = load_normal_images(paths, image_size, min_images=1)
         if diffusion_path is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            diffusion_path = prepare_diffusion(normal, diffusion, cache_dir, device, precision)
+            diffusion_path = prepare_diffusion(normal, diffusion, cache_dir, precision=precision)
         pipeline = load_pipeline(diffusion_path)
         health = measure_health(pipeline, normal, output, teacher_weights)
     settings = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}

@@ -87,7 +87,7 @@ def check_integer(name: str, value: Any, low: int, high: float = float("inf")) -
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if not _is_integer(value) or not low <= value <= high:
         msg = f"{name} must be a whole number {_bounds(low, high)}, got {value!r}."
         raise ValueError(msg)
 
@@ -129,7 +129,7 @@ def check_integers(name: str, value: Any, low: int) -> tuple[int, ...]:  # noqa:
         ValueError: If it is not.
     """
     values = _as_tuple(value)
-    if not values or not all(isinstance(part, int) and _is_number(part) and part >= low for part in values):
+    if not values or not all(_is_integer(part) and part >= low for part in values):
         msg = f"{name} must be a list of whole numbers {_bounds(low)}, got {value!r}."
         raise ValueError(msg)
     return values
@@ -152,9 +152,14 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:  # noqa
         raise ValueError(msg)
 
 
+def _is_integer(value: Any) -> bool:  # noqa: ANN401
+    """Whether a value is a whole number; ``True`` and ``False`` are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_number(value: Any) -> bool:  # noqa: ANN401
     """Whether a value is a finite number; ``True`` and ``False`` are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return _is_integer(value) or (isinstance(value, float) and abs(value) < float("inf"))
 
 
 def _as_tuple(value: Any) -> tuple:  # noqa: ANN401

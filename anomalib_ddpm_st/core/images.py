@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional
 logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", bound=nn.Module)
+# Height and width in pixels that images are resized to unless another size is given.
+DEFAULT_IMAGE_SIZE = (256, 256)
 MIN_IMAGES = 2
 MAX_IMAGES = 1000
 ASPECT_IMAGES = 32

@@ -8,9 +8,7 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_ddpm_st.core.images import find_transform
-
-DEFAULT_IMAGE_SIZE = (256, 256)
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, find_transform
 
 
 def make_pre_processor(

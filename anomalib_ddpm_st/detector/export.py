@@ -14,11 +14,10 @@ from anomalib.metrics import F1Score
 from torchmetrics import Metric
 
 from anomalib_ddpm_st.core.config import check_number
-from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
 from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
 from anomalib_ddpm_st.synthesis.preparation import normal_paths
 
-from .components import DEFAULT_IMAGE_SIZE
 from .openvino import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 
 ONNX_OPSET = 18

@@ -23,14 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 from anomalib_ddpm_st.core.compiled import match_compiled
 from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
 from anomalib_ddpm_st.core.geometry import flip_rotate
-from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
 from anomalib_ddpm_st.core.optimization import lift_default_epochs, one_cycle_adamw
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_bank
 
 from .augmentation import MAX_REFERENCES, Augmentation, jitter_pair
-from .components import DEFAULT_IMAGE_SIZE, make_evaluator, make_pre_processor, refuse_normalize
+from .components import make_evaluator, make_pre_processor, refuse_normalize
 from .export import ExportMixin
 from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE

@@ -33,6 +33,10 @@ class NormalReference:
             ``None`` if they are not known: then the memory bank stays empty and scores are not calibrated.
         augmentation (Augmentation): Flips and quarter turns of training images, see :class:`DdpmSt`.
             Defaults to ``"auto"``.
+
+    Attributes:
+        symmetries (torch.Tensor): Flips and quarter turns to train with, rows of ``SYMMETRIES``, boolean of shape
+            ``(A, 3)``, on the CPU.
     """
 
     def __init__(
@@ -43,17 +47,12 @@ class NormalReference:
     ) -> None:
         self._model = model
         self._augmentation = augmentation
-        self._symmetries = self._find_symmetries(images)
+        self.symmetries = self._find_symmetries(images)
         self._calibrated_step: int | None = None
         self._sample: torch.Tensor | None = None
         if images is not None:
             indices = evenly_spaced(len(images), SCALE_IMAGES)
             self._sample = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
-
-    @property
-    def symmetries(self) -> torch.Tensor:
-        """Flips and quarter turns to train with, rows of ``SYMMETRIES``, boolean of shape ``(A, 3)``, on the CPU."""
-        return self._symmetries
 
     @property
     def unseen_symmetries(self) -> torch.Tensor:
@@ -62,7 +61,7 @@ class NormalReference:
         ``"auto"`` rotates images in training only if the normal images show all these poses anyway. The memory bank
         then holds them as they are: a computed rotation also rotates the light and the texture, a real one does not.
         """
-        return self._symmetries[:1] if self._augmentation == "auto" else self._symmetries
+        return self.symmetries[:1] if self._augmentation == "auto" else self.symmetries
 
     def fill_memory_bank(self, images: torch.Tensor | None) -> None:
         """Fill the memory bank of the detector.

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_ddpm_st.core.config import as_config
-from anomalib_ddpm_st.core.images import find_transform
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, find_transform
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 
 from .config import BankConfig, DefectConfig
@@ -139,7 +139,7 @@ class SyntheticAnomalies(Callback):
         transform = getattr(model.pre_processor, "transform", None)
         generator = prepare_generator(
             normal_paths(datamodule.train_data.samples),
-            image_size=model.input_size or (256, 256),
+            image_size=model.input_size or DEFAULT_IMAGE_SIZE,
             device=trainer.strategy.root_device,
             precision=str(trainer.precision),
             **self.settings,

@@ -52,6 +52,10 @@ class BankConfig:
         check_integer("bank.seed", self.seed, 0)
 
 
+# Timestep at which samples of a DDPM are judged: the middle of the default range.
+MIDDLE_TIMESTEP = sum(BankConfig.start_timestep) // 2
+
+
 @dataclass(frozen=True)
 class DefectConfig:
     """Synthetic defects.

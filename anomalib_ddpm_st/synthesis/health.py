@@ -18,7 +18,7 @@ from anomalib_ddpm_st.core.images import evenly_spaced
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.diffusion import DefectPipeline
 
-from .config import BankConfig
+from .config import MIDDLE_TIMESTEP
 
 Features = Callable[[torch.Tensor], list[torch.Tensor]]
 
@@ -170,8 +170,7 @@ def _sample(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Unperturbed samples that start from images, and as many from pure noise."""
-    middle = sum(BankConfig().start_timestep) // 2
-    samples: dict[int | None, list[torch.Tensor]] = {middle: [], None: []}
+    samples: dict[int | None, list[torch.Tensor]] = {MIDDLE_TIMESTEP: [], None: []}
     for batch in progress(images.split(BATCH_SIZE), "Health of the DDPM"):
         for start_timestep, parts in samples.items():
             result = pipeline(
@@ -182,7 +181,7 @@ def _sample(
                 return_dict=False,
             )
             parts.append(result[0].cpu())
-    return torch.cat(samples[middle]), torch.cat(samples[None])
+    return torch.cat(samples[MIDDLE_TIMESTEP]), torch.cat(samples[None])
 
 
 def _judge(blur: float, scale: float, count: int) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import torch
 
 from anomalib_ddpm_st.core.cache import cached_folder, content_key, default_cache_dir
 from anomalib_ddpm_st.core.config import as_config
-from anomalib_ddpm_st.core.images import load_normal_images, native_aspect
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images, native_aspect
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline, train_diffusion
 
 from .config import BankConfig, DefectConfig
@@ -57,8 +57,8 @@ def normal_paths(samples: pd.DataFrame) -> list[str]:
 def prepare_diffusion(
     images: torch.Tensor,
     config: DiffusionConfig,
-    cache_dir: Path,
-    device: torch.device,
+    cache_dir: str | Path | None = None,
+    device: torch.device | None = None,
     precision: str = "32-true",
 ) -> Path:
     """Train a DDPM on normal images, or find the one trained before with the same images and settings.
@@ -66,14 +66,15 @@ def prepare_diffusion(
     Args:
         images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
         config (DiffusionConfig): Settings of the training.
-        cache_dir (Path): Root of the cache.
-        device (torch.device): Device to train on.
+        cache_dir (str | Path | None): Folder for DDPMs and banks. ``None`` takes the user's cache folder.
+        device (torch.device | None): Device to train on. ``None`` takes a GPU if there is one.
         precision (str): Precision of the Trainer; not part of the key. Defaults to ``"32-true"``.
 
     Returns:
         Path: Folder of the pipeline.
     """
     settings = asdict(config)
+    cache_dir, device = _resolve(cache_dir, device)
 
     def build(folder: Path) -> None:
         devices = 1 if device.index is None else [device.index]
@@ -119,8 +120,7 @@ def prepare_bank(
         ValueError: If a setting is out of its range, or an image cannot be read.
     """
     bank, diffusion = as_config(BankConfig, bank), as_config(DiffusionConfig, diffusion)
-    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cache_dir, device = _resolve(cache_dir, device)
     images = load_normal_images(paths, image_size, min_images=min_images)
     native = native_aspect(paths)
     aspect = native if abs(math.log(native * image_size[0] / image_size[1])) > SAME_ASPECT else None
@@ -143,12 +143,20 @@ def prepare_bank(
     return PreparedBank(bank_dir, Path(diffusion_path), seconds)
 
 
+def _resolve(cache_dir: str | Path | None, device: torch.device | None) -> tuple[Path, torch.device]:
+    """Cache folder and device, with their defaults."""
+    return (
+        Path(cache_dir) if cache_dir else default_cache_dir(),
+        device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
 def prepare_generator(
     images: Sequence[str | Path],
     defects: DefectConfig | Mapping[str, Any] | None = None,
     bank: BankConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
-    image_size: tuple[int, int] = (256, 256),
+    image_size: tuple[int, int] = DEFAULT_IMAGE_SIZE,
     diffusion_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
     device: torch.device | None = None,

@@ -15,7 +15,7 @@ from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.visualization.plots import DPI, contact_sheet, histograms
 from anomalib_ddpm_st.visualization.report import Section, render_report
 
-from .config import BankConfig
+from .config import MIDDLE_TIMESTEP, BankConfig
 from .health import HealthReport
 from .pairs import Pair, read_pair
 
@@ -86,9 +86,9 @@ def _samples(pipeline: DefectPipeline, images: torch.Tensor) -> list[Section]:
         # The same noise for every delta, so that samples differ by the perturbation alone.
         result = pipeline(
             images=images,
-            start_timestep=sum(BankConfig().start_timestep) // 2,
+            start_timestep=MIDDLE_TIMESTEP,
             delta=delta,
-            num_inference_steps=BankConfig().num_inference_steps,
+            num_inference_steps=BankConfig.num_inference_steps,
             generator=torch.Generator().manual_seed(0),
             return_dict=False,
         )
