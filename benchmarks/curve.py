@@ -127,7 +127,7 @@ def load_snapshot(
     state = torch.load(weights, weights_only=True)
     model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
     torch.manual_seed(seed)
-    model.calibrate_scores(datamodule.train_data, renew_memory)
+    model.calibrate_scores(datamodule, renew_memory)
 
 
 def run(

@@ -21,7 +21,7 @@ import torch
 from common import append_row, commit, has_row, make_parser, read_table, save_lines
 
 from anomalib_ddpm_st.cli.health import HEALTH_LAYERS
-from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.detector.teacher import Teacher
 from anomalib_ddpm_st.diffusion import load_pipeline
 from anomalib_ddpm_st.synthesis import sample_bank
@@ -92,7 +92,7 @@ def main() -> None:
     teacher.load_weights(options.teacher_weights)
     for category in options.categories:
         paths = sorted((options.data_root / category / "train" / "good").iterdir())
-        images = load_normal_images(paths, SIZE)
+        images = NormalImages.from_files(paths, SIZE).load()
         for steps in options.steps:
             if has_row(options.output, category=category, steps=steps):
                 continue

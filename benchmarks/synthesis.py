@@ -30,7 +30,7 @@ from common import flops, save_record
 from diffusers import UNet2DModel
 from jsonargparse import ArgumentParser
 
-from anomalib_ddpm_st.core.images import load_normal_images
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.detector import DdpmStLoss, build_model
 from anomalib_ddpm_st.detector.augmentation import jitter_pair
 from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet, load_pipeline
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/synthesis.json"))
     options = parser.parse_args()
     torch.manual_seed(0)
-    batch = load_normal_images(sorted(options.images.iterdir())[:BATCH_SIZE], SIZE)
+    batch = NormalImages.from_files(sorted(options.images.iterdir())[:BATCH_SIZE], SIZE).load()
     figures = {
         **compare_samples(),
         **compare_steps(batch, options.diffusion_path, options.repeats, options.precision == "bf16-mixed"),

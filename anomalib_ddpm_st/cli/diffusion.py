@@ -9,7 +9,7 @@ import torch
 from anomalib.data.utils import get_image_filenames
 from torchvision.utils import save_image
 
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
 from anomalib_ddpm_st.diffusion import DiffusionConfig, train_diffusion
 
 from .health import measure_health
@@ -47,7 +47,7 @@ def diffusion(
     if (output / "model_index.json").exists():
         msg = f"{output} already holds a trained DDPM: choose another folder, or delete this one to train again."
         raise FileExistsError(msg)
-    normal = load_normal_images(get_image_filenames(images), image_size, min_images=1)
+    normal = NormalImages.from_files(get_image_filenames(images), image_size).load(min_images=1)
     pipeline = train_diffusion(
         normal,
         output,

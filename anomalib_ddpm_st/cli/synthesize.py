@@ -12,11 +12,11 @@ from anomalib.data import get_datamodule
 from anomalib.data.utils import get_image_filenames
 
 from anomalib_ddpm_st.core.config import check_integer
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, make_resize
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, prepare_generator
 from anomalib_ddpm_st.synthesis.pairs import write_pairs
-from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_diffusion
+from anomalib_ddpm_st.synthesis.preparation import prepare_diffusion
 from anomalib_ddpm_st.synthesis.report import save_report
 
 from .diffusion import DEFAULT_DIFFUSION
@@ -74,7 +74,7 @@ def synthesize(
     check_integer("per_image", per_image, 1)
     if count is not None:
         check_integer("count", count, 1)
-    paths = _normal_images(images, data)
+    sources = _normal_images(images, data, image_size)
     # What identifies the pairs, named like the options.
     groups: dict[str, dict[str, Any]] = {"defects": asdict(defects)}
     pipeline, normal, health = None, None, None
@@ -82,35 +82,36 @@ def synthesize(
     if defects.needs_bank:
         groups["bank"] = asdict(bank)
         groups["diffusion"] = {"path": str(diffusion_path)} if diffusion_path else asdict(diffusion)
-        normal = load_normal_images(paths, image_size, min_images=1)
+        normal = sources.load(min_images=1)
         if diffusion_path is None:
             diffusion_path = prepare_diffusion(normal, diffusion, cache_dir, precision=precision)
         pipeline = load_pipeline(diffusion_path)
         health = measure_health(pipeline, normal, output, teacher_weights)
     settings = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
     generator = prepare_generator(
-        paths,
+        sources,
         defects,
         bank,
         diffusion,
-        image_size,
-        diffusion_path,
-        cache_dir,
+        diffusion_path=diffusion_path,
+        cache_dir=cache_dir,
         precision=precision,
     )
-    size = None if full_size else image_size
-    pairs = write_pairs(generator, paths, output, per_image, count, size, seed, settings)
-    page = save_report(output, pairs, size, {**settings, "seed": seed}, pipeline, normal, health)
+    settings["image_size"] = None if full_size else image_size
+    if full_size:
+        sources = _normal_images(images, data, None)
+    pairs = write_pairs(generator, sources, output, per_image, count, seed, settings)
+    page = save_report(output, pairs, sources, {**settings, "seed": seed}, pipeline, normal, health)
     print(f"Wrote {len(pairs)} pairs to {output}; {page} shows some of them.")  # noqa: T201
 
 
-def _normal_images(images: Path | None, data: Path | None) -> list[Path]:
+def _normal_images(images: Path | None, data: Path | None, image_size: tuple[int, int] | None) -> NormalImages:
     """Normal images of a folder or of the training set of a datamodule, in the order in which DdpmSt reads them."""
     if (images is None) == (data is None):
         msg = "Give either a folder of normal images (--images) or the config of a datamodule (--data)."
         raise ValueError(msg)
     if images is not None:
-        return get_image_filenames(images)
+        return NormalImages.from_files(get_image_filenames(images), image_size)
     data = cast("Path", data)
     try:
         config = yaml.safe_load(data.read_text(encoding="utf-8"))
@@ -123,4 +124,4 @@ def _normal_images(images: Path | None, data: Path | None) -> list[Path]:
     datamodule = get_datamodule(config.get("data", config))
     datamodule.prepare_data()
     datamodule.setup("fit")
-    return [Path(path) for path in normal_paths(datamodule.train_data.samples)]
+    return NormalImages.from_datamodule(datamodule, make_resize(image_size))

@@ -1,19 +1,26 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Reading of normal images."""
+"""The one way from an image file to the tensor that a detector sees."""
 
+import copy
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+from anomalib.data import AnomalibDataModule, ImageBatch, ImageItem
 from anomalib.data.utils import read_image
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback
 from PIL import Image
 from torch import nn
-from torchvision.transforms.v2 import functional
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision.transforms.v2 import Normalize, Resize
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +28,13 @@ Kind = TypeVar("Kind", bound=nn.Module)
 # Height and width in pixels that images are resized to unless another size is given.
 DEFAULT_IMAGE_SIZE = (256, 256)
 MIN_IMAGES = 2
+# Bounds of what is kept in memory.
 MAX_IMAGES = 1000
-ASPECT_IMAGES = 32
+MAX_BYTES = 2 * 1024**3
+# Interpolation overshoots at sharp edges; images of another scale leave [0, 1] by more.
+OVERSHOOT = 0.15
+# What datasets and transforms raise for files that they cannot read.
+UNREADABLE = (AttributeError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
 def evenly_spaced(count: int, most: int) -> torch.Tensor:
@@ -38,51 +50,332 @@ def evenly_spaced(count: int, most: int) -> torch.Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def load_normal_images(
-    paths: Sequence[str | Path],
-    image_size: tuple[int, int],
-    max_images: int = MAX_IMAGES,
-    min_images: int = MIN_IMAGES,
-) -> torch.Tensor:
-    """Read images into one tensor.
+class ImageFiles(Dataset):
+    """Dataset of image files, for commands that are given a folder and no datamodule.
 
     Args:
         paths (Sequence[str | Path]): Image files.
-        image_size (tuple[int, int]): Height and width that every image is resized to, in pixels.
-        max_images (int): Largest number of images to read; of more, evenly spaced ones are read.
-            Defaults to ``1000``.
-        min_images (int): Smallest number of images that is enough. Defaults to ``2``.
-
-    Returns:
-        torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
-
-    Raises:
-        ValueError: If there are too few images or one cannot be read.
     """
-    if len(paths) < min_images:
-        msg = (
-            f"Training needs at least {min_images} normal image{'s' * (min_images > 1)}, but found {len(paths)}: check "
-            "the folder of normal training images, or add more."
-        )
-        raise ValueError(msg)
-    if len(paths) > max_images:
-        logger.info("Using %d of %d normal images.", max_images, len(paths))
-        paths = [paths[index] for index in evenly_spaced(len(paths), max_images)]
-    return torch.stack([load_image(path, image_size) for path in paths])
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self.paths = [str(path) for path in paths]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Item with image and path, as an anomalib dataset gives it."""
+        path = self.paths[index]
+        return ImageItem(image=read_image(path, as_tensor=True), image_path=path)
 
 
-def load_image(path: str | Path, image_size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Read one image.
+class NormalImages:
+    """Normal images of a training set, as a detector sees them.
+
+    Every stage of a training reads its images here: an item of the datamodule's own dataset passes the datamodule's
+    augmentations of test images, if there are any, and the pre-processor, as an image to be tested does. The
+    datamodule's train augmentations are left out. Random transforms give the same result at each call.
 
     Args:
-        path (str | Path): Image file.
-        image_size (tuple[int, int] | None): Height and width to resize to. ``None`` keeps its size.
-
-    Returns:
-        torch.Tensor: Image, ``uint8`` of shape ``(3, H, W)``.
+        dataset (Dataset): anomalib dataset, a subset or a concatenation of such datasets, or :class:`ImageFiles`.
+        pre_processor (nn.Module | None): Pre-processor of the model. Defaults to ``None``.
+        augmentations (nn.Module | None): Transform that comes before the pre-processor. Defaults to ``None``.
+        normalize (Normalize | None): Normalisation among these transforms that is to be undone. Defaults to ``None``.
 
     Raises:
-        ValueError: If it cannot be read.
+        TypeError: If the dataset does not list its images.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        pre_processor: nn.Module | None = None,
+        augmentations: nn.Module | None = None,
+        normalize: Normalize | None = None,
+    ) -> None:
+        listed = [entry for entry in list_images(dataset) if entry[3] == 0]
+        plain = {id(part): without_augmentations(part) for part, *_ in listed}
+        self._items = [(plain[id(part)], position, path) for part, position, path, _ in listed]
+        self.pre_processor = pre_processor
+        self.augmentations = augmentations
+        self.normalize = normalize
+        self._kept: dict[int, torch.Tensor] = {}
+        self._native_sizes: dict[int, tuple[int, int]] = {}
+
+    @classmethod
+    def from_files(cls, paths: Sequence[str | Path], image_size: tuple[int, int] | None = None) -> "NormalImages":
+        """Image files, resized as the default pre-processor does.
+
+        Args:
+            paths (Sequence[str | Path]): Image files.
+            image_size (tuple[int, int] | None): Height and width in pixels. ``None`` keeps the size of each image.
+
+        Returns:
+            NormalImages: Images.
+        """
+        return cls(ImageFiles(paths), make_resize(image_size))
+
+    @classmethod
+    def from_datamodule(
+        cls,
+        datamodule: AnomalibDataModule,
+        pre_processor: nn.Module | None = None,
+        normalize: Normalize | None = None,
+    ) -> "NormalImages":
+        """Normal training images of a datamodule that is set up.
+
+        Args:
+            datamodule (AnomalibDataModule): Datamodule.
+            pre_processor (nn.Module | None): As in the constructor.
+            normalize (Normalize | None): As in the constructor.
+
+        Returns:
+            NormalImages: Images.
+        """
+        # A datamodule that is set up by a Trainer has added the pre-processor's Resize to these.
+        augmentations = datamodule.test_augmentations
+        for name in ("test_data", "val_data"):
+            subset = getattr(datamodule, name, None)
+            if subset is not None and len(subset) and hasattr(subset, "augmentations"):
+                augmentations = subset.augmentations
+                break
+        return cls(datamodule.train_data, pre_processor, augmentations, normalize)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset,
+        pre_processor: nn.Module | None = None,
+        evaluation: Dataset | None = None,
+    ) -> "NormalImages":
+        """Normal images of a training set without a datamodule.
+
+        Args:
+            dataset (Dataset): Training set.
+            pre_processor (nn.Module | None): As in the constructor.
+            evaluation (Dataset | None): Validation or test set, whose augmentations are those of test images. ``None``
+                takes those of the training set. Defaults to ``None``.
+
+        Returns:
+            NormalImages: Images.
+        """
+        plain = dataset if evaluation is None else evaluation
+        while isinstance(plain, Subset | ConcatDataset):
+            plain = plain.dataset if isinstance(plain, Subset) else plain.datasets[0]
+        return cls(dataset, pre_processor, getattr(plain, "augmentations", None))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._items)
+
+    @property
+    def paths(self) -> list[str]:
+        """Files of the images."""
+        return [path for _, _, path in self._items]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Read one image.
+
+        Args:
+            index (int): Index.
+
+        Returns:
+            torch.Tensor: Image, ``uint8`` of shape ``(3, H, W)``.
+
+        Raises:
+            ValueError: If it cannot be read, or is not what a detector can see.
+        """
+        dataset, position, path = self._items[index]
+        item = read_item(dataset, position, path)
+        image = item.image
+        self._native_sizes[index] = (image.shape[-2], image.shape[-1])
+        try:
+            # In 64 bit, or the last bit of a pixel, and with it every cache key, would depend on the thread count.
+            seen = self._see(image.double(), item.gt_mask, index)
+        except (RuntimeError, TypeError):  # transforms that compute in 32 bit only
+            seen = self._see(image.float(), item.gt_mask, index)
+        if self.normalize is not None:
+            mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (self.normalize.mean, self.normalize.std))
+            seen = seen * std + mean
+        self._check(seen, path)
+        # Decimals that are rounding errors must not decide how a half is rounded.
+        return (seen.double() * 255).round(decimals=4).round().clamp(0, 255).to(torch.uint8)
+
+    def load(self, most: int = MAX_IMAGES, min_images: int = MIN_IMAGES) -> torch.Tensor:
+        """Read images into one tensor; those that were read before are in memory.
+
+        Args:
+            most (int): Largest number of images; of more, evenly spaced ones are read, and no more than fit into 2 GiB.
+                Defaults to ``1000``.
+            min_images (int): Smallest number of images that is enough. Defaults to ``2``.
+
+        Returns:
+            torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
+
+        Raises:
+            ValueError: If there are too few images, or one cannot be read, or they differ in size.
+        """
+        if len(self) < min_images:
+            msg = (
+                f"Training needs at least {min_images} normal image{'s' * (min_images > 1)}, but found {len(self)}: "
+                "check the folder of normal training images, or add more."
+            )
+            raise ValueError(msg)
+        first = self._keep(0)
+        chosen = evenly_spaced(len(self), min(most, max(min_images, MAX_BYTES // first.numel()))).tolist()
+        if len(chosen) < len(self):
+            logger.info("Using %d of %d normal images.", len(chosen), len(self))
+        for index in chosen:
+            if self._keep(index).shape != first.shape:
+                sizes = " and ".join(f"{image.shape[-2]} x {image.shape[-1]}" for image in (first, self._keep(index)))
+                msg = (
+                    f"The images differ in size ({sizes} pixels, {self.paths[0]} and {self.paths[index]}): resize them "
+                    "to one size in the pre-processor."
+                )
+                raise ValueError(msg)
+        return torch.stack([self._keep(index) for index in chosen])
+
+    def aspect(self) -> float:
+        """Width over height of what the images show, before they were resized.
+
+        A pre-processor may crop or pad as well. So ramps of brightness that pass it measure how it stretches images.
+
+        Returns:
+            float: Median over the images that were read.
+        """
+        if not self._native_sizes:
+            self._keep(0)
+        ratios = cache(self._ratio)
+        return median(ratios(size) for size in self._native_sizes.values())
+
+    def _ratio(self, size: tuple[int, int]) -> float:
+        """Width over height of what an image of a given size shows after the transforms."""
+        ratio = 1.0
+        for dim, length in ((2, size[1]), (1, size[0])):
+            ramp = torch.linspace(0.25, 0.75, length, dtype=torch.double)
+            ramp = ramp.reshape(1, 1, -1) if dim == 2 else ramp.reshape(1, -1, 1)
+            try:
+                seen = self._see(ramp.expand(3, *size), None, 0)
+            except (RuntimeError, TypeError):
+                seen = self._see(ramp.expand(3, *size).float(), None, 0)
+            side = seen.shape[dim]
+            low, high = side // 4, side - 1 - side // 4
+            change = (seen.select(dim, high) - seen.select(dim, low)).abs().mean().item()
+            extent = change / max(high - low, 1) * side * (length - 1)
+            ratio = ratio * extent if dim == 2 else ratio / max(extent, 1e-9)
+        return round(ratio, 4) if math.isfinite(ratio) and ratio > 0 else size[1] / size[0]
+
+    def _keep(self, index: int) -> torch.Tensor:
+        """Image that is read only once."""
+        if index not in self._kept:
+            self._kept[index] = self[index]
+        return self._kept[index]
+
+    def _see(self, image: torch.Tensor, mask: torch.Tensor | None, seed: int) -> torch.Tensor:
+        """Pass an image of shape ``(3, H, W)`` through all transforms."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.augmentations is not None:
+                given = (image,) if mask is None else (image, mask)
+                transformed = self.augmentations(*given)
+                image, mask = (transformed, None) if mask is None else transformed
+            masks = None if mask is None else mask[None]
+            pre_processor = self.pre_processor
+            if getattr(type(pre_processor), "on_test_batch_start", None) is PreProcessor.on_test_batch_start:
+                transform = cast("PreProcessor", pre_processor).transform
+                return image if transform is None else transform(image[None], masks)[0][0]
+            if isinstance(pre_processor, Callback):  # with a hook of its own, which gets batches in 32 bit
+                batch = ImageBatch(image=image[None].float(), gt_mask=masks)
+                pre_processor.on_test_batch_start(cast("Any", None), cast("Any", None), batch, 0)
+                return cast("torch.Tensor", batch.image)[0]
+            # Lightning calls no other pre-processor in training and testing.
+            return image
+
+    def _check(self, image: torch.Tensor, path: str) -> None:
+        """Check channels and range of values of an image that passed all transforms."""
+        if image.shape[0] != 3:
+            msg = (
+                f"The image {path} has {image.shape[0]} channel{'s' * (image.shape[0] > 1)} after the pre-processor, "
+                "but the detector needs 3: set num_output_channels=3 of Grayscale."
+            )
+            raise ValueError(msg)
+        low, high = image.min().item(), image.max().item()
+        if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+            transforms = (self.augmentations, getattr(self.pre_processor, "transform", None))
+            normalizes = any(find_transform(transform, Normalize) is not None for transform in transforms)
+            remedy = "remove Normalize from the transforms" if normalizes else "scale them to [0, 1]"
+            msg = (
+                f"The image {path} has values from {low:.2f} to {high:.2f} after the pre-processor, but the detector "
+                f"needs values in [0, 1]: {remedy}."
+            )
+            raise ValueError(msg)
+
+
+def list_images(dataset: Dataset) -> Iterator[tuple[Dataset, int, str, int]]:
+    """List the images of a dataset.
+
+    Args:
+        dataset (Dataset): As in :class:`NormalImages`.
+
+    Yields:
+        tuple[Dataset, int, str, int]: Dataset and position to read the item from, file, and label, 0 for normal images.
+
+    Raises:
+        TypeError: If the dataset does not list its images.
+    """
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from list_images(part)
+        return
+    if isinstance(dataset, Subset):
+        listed = list(list_images(dataset.dataset))
+        yield from (listed[index] for index in dataset.indices)
+        return
+    if isinstance(dataset, ImageFiles):
+        yield from ((dataset, position, path, 0) for position, path in enumerate(dataset.paths))
+        return
+    samples = getattr(dataset, "samples", None)
+    if samples is None:
+        msg = (
+            f"The images come from an anomalib datamodule or dataset, but were given as a {type(dataset).__name__}: "
+            "wrap them in anomalib.data.Folder."
+        )
+        raise TypeError(msg)
+    if len(samples):
+        rows = zip(samples["image_path"], samples["label_index"], strict=True)
+        yield from ((dataset, position, str(path), int(label)) for position, (path, label) in enumerate(rows))
+
+
+def without_augmentations(dataset: Dataset) -> Dataset:
+    """Copy a dataset of anomalib, sharing its samples, and leave out its augmentations.
+
+    Args:
+        dataset (Dataset): Dataset.
+
+    Returns:
+        Dataset: Copy, or the dataset itself if it has none.
+    """
+    if getattr(dataset, "augmentations", None) is None:
+        return dataset
+    plain: Any = copy.copy(dataset)
+    plain.augmentations = None
+    return plain
+
+
+def read_item(dataset: Dataset, position: int, path: str) -> ImageItem:
+    """Read an item of a dataset.
+
+    Args:
+        dataset (Dataset): Dataset.
+        position (int): Position of the item.
+        path (str): File of its image.
+
+    Returns:
+        ImageItem: Item.
+
+    Raises:
+        ValueError: If the image or its mask cannot be read.
     """
     try:
         with Image.open(path) as file:
@@ -91,32 +384,22 @@ def load_image(path: str | Path, image_size: tuple[int, int] | None = None) -> t
             # anomalib would silently clip the values at 255.
             msg = f"it has more than 8 bits per channel (mode {mode}); save it with 8 bits"
             raise ValueError(msg)  # noqa: TRY301
-        image = read_image(path, as_tensor=True)
-    except (OSError, SyntaxError, ValueError) as error:
-        msg = f"The image {path} cannot be read ({error}): repair it or remove it from the training images."
+        return dataset[position]
+    except UNREADABLE as error:
+        msg = f"The image {path} cannot be read ({error}): repair it or remove it."
         raise ValueError(msg) from error
-    # In whole numbers and 64 bit, or the last bit of a pixel, and with it every cache key, would depend on the thread
-    # count.
-    pixels = (torch.as_tensor(image) * 255).round().double()
-    if image_size is not None:
-        pixels = functional.resize(pixels, list(image_size), antialias=False)
-    return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-def native_aspect(paths: Sequence[str | Path]) -> float:
-    """Aspect ratio of images before they are resized.
+def make_resize(image_size: tuple[int, int] | None) -> PreProcessor | None:
+    """Pre-processor that resizes and does nothing else.
 
     Args:
-        paths (Sequence[str | Path]): Image files; of many, evenly spaced ones are read.
+        image_size (tuple[int, int] | None): Height and width in pixels. ``None`` keeps the size of images.
 
     Returns:
-        float: Median of width over height.
+        PreProcessor | None: Pre-processor, ``None`` without a size.
     """
-    sizes = []
-    for index in evenly_spaced(len(paths), ASPECT_IMAGES).tolist():
-        with Image.open(paths[index]) as image:
-            sizes.append(image.width / image.height)
-    return median(sizes)
+    return None if image_size is None else PreProcessor(transform=Resize(list(image_size), antialias=False))
 
 
 def find_transform(transform: nn.Module | None, kind: type[Kind]) -> Kind | None:

@@ -11,12 +11,13 @@ from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.deploy import CompressionType
 from anomalib.metrics import F1Score
+from anomalib.pre_processing import PreProcessor
 from torchmetrics import Metric
+from torchvision.transforms.v2 import Resize
 
 from anomalib_ddpm_st.core.config import check_number
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
+from anomalib_ddpm_st.core.images import NormalImages, find_transform, make_resize
 from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
-from anomalib_ddpm_st.synthesis.preparation import normal_paths
 
 from .openvino import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 
@@ -107,8 +108,7 @@ class ExportMixin(Base):
             raise ValueError(msg)
         import openvino  # an extra, as in anomalib
 
-        size = input_size or self.input_size or DEFAULT_IMAGE_SIZE
-        images = load_normal_images(normal_paths(datamodule.train_data.samples), size, MAX_CALIBRATION_IMAGES)
+        images = NormalImages.from_datamodule(datamodule, self._resize(input_size)).load(MAX_CALIBRATION_IMAGES)
         with tempfile.TemporaryDirectory() as work_dir:
             path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
             model = openvino.Core().read_model(path)
@@ -122,3 +122,13 @@ class ExportMixin(Base):
             target.parent.mkdir(parents=True, exist_ok=True)
             openvino.save_model(model, target, compress_to_fp16=False)
         return target
+
+    def _resize(self, input_size: tuple[int, int] | None) -> PreProcessor | None:
+        """What comes before the exported model, which contains the pre-processor.
+
+        Of any size, it takes images that have passed the pre-processor's own Resize as well as those from the camera.
+        """
+        if input_size is not None:
+            return make_resize(input_size)
+        resize = find_transform(getattr(self.pre_processor, "transform", None), Resize)
+        return None if resize is None else PreProcessor(transform=resize)

@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from anomalib_ddpm_st.core.compiled import match_compiled
 from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
 from anomalib_ddpm_st.core.geometry import flip_rotate
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.core.optimization import lift_default_epochs, one_cycle_adamw
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
-from anomalib_ddpm_st.synthesis.preparation import normal_paths, prepare_bank
+from anomalib_ddpm_st.synthesis.preparation import prepare_bank
 
 from .augmentation import MAX_REFERENCES, Augmentation, jitter_pair
 from .components import make_evaluator, make_pre_processor, refuse_normalize
@@ -149,6 +149,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.stage_seconds: dict[str, float] = {}
         self.diffusion_dir: Path | None = None
         self.bank_dir: Path | None = None
+        self._images: NormalImages | None = None
         self._train_start = 0.0
         self._last_step = training_steps
 
@@ -186,21 +187,13 @@ class DdpmSt(ExportMixin, AnomalibModule):
             except FileNotFoundError as error:
                 msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
                 raise FileNotFoundError(msg) from error
-            self._prepare_bank(datamodule.train_data)
+            self._images = NormalImages.from_datamodule(datamodule, self.pre_processor)
+            self._prepare_bank(self._images)
 
-    def _prepare_bank(self, dataset: Dataset) -> None:
-        """Prepare the bank of textures of a training set."""
-        samples = getattr(dataset, "samples", None)
-        if samples is None:
-            msg = (
-                "DdpmSt reads its normal images from an anomalib datamodule or dataset, but was given a "
-                f"{type(dataset).__name__}: wrap the images in anomalib.data.Folder, or set defects.source to "
-                "'self_texture'."
-            )
-            raise TypeError(msg)
+    def _prepare_bank(self, images: NormalImages) -> None:
+        """Prepare the bank of textures of normal images."""
         prepared = prepare_bank(
-            normal_paths(samples),
-            self.input_size or DEFAULT_IMAGE_SIZE,
+            images,
             self.bank,
             self.diffusion,
             self.diffusion_path,
@@ -234,49 +227,61 @@ class DdpmSt(ExportMixin, AnomalibModule):
 
     def on_train_start(self) -> None:
         """Make the generator of defects for the training set, and fill the memory bank."""
-        dataset = cast("DataLoader", self.trainer.train_dataloader).dataset
+        images = self._find_images()
         # Without a datamodule nothing was prepared yet: a bank can only be that of an earlier training.
-        if self.defects.needs_bank and (self.bank_dir is None or getattr(self.trainer, "datamodule", None) is None):
-            self._prepare_bank(dataset)
+        if images is not None and self.defects.needs_bank and (self.bank_dir is None or self._images is None):
+            self._prepare_bank(images)
+        self._images = None
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, self.defects)
-        images = self._reference_images(dataset)
-        self.reference = NormalReference(self.model, images, self.augmentation)
+        pixels = None if images is None else images.load(MAX_REFERENCES)
+        self.reference = NormalReference(self.model, pixels, self.augmentation)
         start = time.perf_counter()
         memory_bank = self.model.memory_bank
         # A resumed training has its own already.
         if memory_bank is None or not (memory_bank.is_filled and self.trainer.ckpt_path is not None):
-            self.reference.fill_memory_bank(images)
+            self.reference.fill_memory_bank(pixels)
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
-    def _reference_images(self, dataset: Dataset) -> torch.Tensor | None:
-        """Normal images of a training set, ``uint8`` of shape ``(N, 3, H, W)``; ``None`` if it has no paths."""
-        samples = getattr(dataset, "samples", None)
-        if samples is None:
+    def _find_images(self) -> NormalImages | None:
+        """Normal images of the training; ``None`` if the training set does not list them and need not."""
+        if self._images is not None:
+            return self._images
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, AnomalibDataModule):
+            return NormalImages.from_datamodule(datamodule, self.pre_processor)
+        evaluation = getattr(self.trainer.val_dataloaders, "dataset", None)
+        dataset = cast("DataLoader", self.trainer.train_dataloader).dataset
+        try:
+            return NormalImages.from_dataset(dataset, self.pre_processor, evaluation)
+        except TypeError as error:
+            if self.defects.needs_bank:
+                msg = f"{error} Or set defects.source to 'self_texture'."
+                raise TypeError(msg) from error
             return None
-        return load_normal_images(normal_paths(samples), self.input_size or DEFAULT_IMAGE_SIZE, MAX_REFERENCES)
 
-    def calibrate_scores(self, dataset: Dataset, renew_memory: bool = False) -> None:
+    def calibrate_scores(self, data: AnomalibDataModule | Dataset, renew_memory: bool = False) -> None:
         """Calibrate the scores by the normal images of a training set, as training does when it ends.
 
         Scores are calibrated whenever training validates and when it ends, not at every step; weights that were saved
         in between need this. With a new memory bank a trained model also accepts other good parts as normal.
 
         Args:
-            dataset (Dataset): Training set of an anomalib datamodule.
+            data (AnomalibDataModule | Dataset): Datamodule that is set up, or a training set of anomalib.
             renew_memory (bool): First replace the features in the memory bank by those of these images.
                 Defaults to ``False``.
 
         Raises:
-            TypeError: If the dataset has no paths of images.
+            TypeError: If the dataset does not list its images.
         """
-        images = self._reference_images(dataset)
-        if images is None:
-            msg = f"Scores are calibrated by the images of an anomalib dataset, not of a {type(dataset).__name__}."
-            raise TypeError(msg)
-        reference = NormalReference(self.model, images, self.augmentation)
+        if isinstance(data, AnomalibDataModule):
+            images = NormalImages.from_datamodule(data, self.pre_processor)
+        else:
+            images = NormalImages.from_dataset(data, self.pre_processor)
+        pixels = images.load(MAX_REFERENCES)
+        reference = NormalReference(self.model, pixels, self.augmentation)
         if renew_memory:
-            reference.fill_memory_bank(images)
+            reference.fill_memory_bank(pixels)
         reference.calibrate_scores()
 
     def on_validation_start(self) -> None:

@@ -15,12 +15,12 @@ from torch import nn
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_ddpm_st.core.config import as_config
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, find_transform
+from anomalib_ddpm_st.core.images import NormalImages, find_transform
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 
 from .config import BankConfig, DefectConfig
 from .generator import DiffusionAnomalyGenerator
-from .preparation import normal_paths, prepare_generator
+from .preparation import prepare_generator
 
 
 class NormalizedGenerator(nn.Module):
@@ -136,15 +136,14 @@ class SyntheticAnomalies(Callback):
         if not isinstance(datamodule, AnomalibDataModule):
             msg = "SyntheticAnomalies reads the normal images of an anomalib datamodule: pass one to the Engine."
             raise TypeError(msg)
-        transform = getattr(model.pre_processor, "transform", None)
+        normalize = find_transform(getattr(model.pre_processor, "transform", None), Normalize)
         generator = prepare_generator(
-            normal_paths(datamodule.train_data.samples),
-            image_size=model.input_size or DEFAULT_IMAGE_SIZE,
+            NormalImages.from_datamodule(datamodule, model.pre_processor, normalize),
             device=trainer.strategy.root_device,
             precision=str(trainer.precision),
             **self.settings,
         )
-        self.generator = NormalizedGenerator(generator, find_transform(transform, Normalize))
+        self.generator = NormalizedGenerator(generator, normalize)
         self._in_batch = isinstance(pl_module, Supersimplenet)
         for parent, name in places:
             self._replaced.append((parent, name, getattr(parent, name)))

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from anomalib_ddpm_st.core.config import as_config
+from anomalib_ddpm_st.core.images import OVERSHOOT
 from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
 from .blending import blend, changed_mask
@@ -30,8 +31,6 @@ OFFSET_RANGE = (-0.2, 0.2)
 # Probability that a texture comes from the bank.
 P_BANK = {"diffusion": 1.0, "mixture": 0.5, "self_texture": 0.0}
 MAX_ATTEMPTS = 100
-# Interpolation overshoots at sharp edges; images of another scale leave [0, 1] by more.
-OVERSHOOT = 0.15
 
 
 @dataclass(frozen=True)

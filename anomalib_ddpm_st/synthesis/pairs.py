@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.utils import save_image
 
-from anomalib_ddpm_st.core.images import load_image
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.core.progress import progress
 
 from .generator import DiffusionAnomalyGenerator
@@ -45,11 +45,10 @@ class Pair:
 
 def write_pairs(
     generator: DiffusionAnomalyGenerator,
-    images: Sequence[str | Path],
+    images: NormalImages,
     output: str | Path,
     per_image: int = 1,
     count: int | None = None,
-    image_size: tuple[int, int] | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Pair]:
@@ -60,12 +59,10 @@ def write_pairs(
 
     Args:
         generator (DiffusionAnomalyGenerator): Generator; its source of random draws is replaced.
-        images (Sequence[str | Path]): Normal image files.
+        images (NormalImages): Normal images; pairs have their size.
         output (str | Path): Folder that gets ``image``, ``mask`` and ``pairs.csv``.
         per_image (int): Pairs of each normal image. Defaults to ``1``.
         count (int | None): Total number of pairs, overrides ``per_image``. Defaults to ``None``.
-        image_size (tuple[int, int] | None): Height and width of the pairs, ``None`` for that of each normal image.
-            Defaults to ``None``.
         seed (int): Seed. Defaults to ``0``.
         settings (Mapping[str, Any] | None): Settings of the generator; pairs made with others are not mixed with these.
             Defaults to ``None``.
@@ -78,19 +75,18 @@ def write_pairs(
         ValueError: If there are no images, or a number is not positive.
     """
     count = len(images) * per_image if count is None else count
-    if not images or count < 1:
+    if not len(images) or count < 1:
         msg = (
             f"There are {len(images)} normal images to make {count} pairs from: check the folder, per_image and count."
         )
         raise ValueError(msg)
     output = Path(output)
-    sources = [str(path) for path in images]
-    _claim(output, {**(settings or {}), "image_size": image_size, "seed": seed, "images": sources})
+    _claim(output, {**(settings or {}), "seed": seed, "images": images.paths})
     pairs = []
     for index in progress(range(count), "Pairs of image and mask", total=count):
         turn, place = divmod(index, len(images))
         name = f"{place:05d}_{turn:02d}.png"
-        normal = load_image(images[place], image_size)
+        normal = images[place]
         files = output / IMAGE_FOLDER / name, output / MASK_FOLDER / name
         if not all(path.exists() for path in files):
             generator.generator = torch.Generator().manual_seed(_seed(seed, place, turn))
@@ -98,7 +94,7 @@ def write_pairs(
             # The image comes last: if it is there, its mask is too.
             for path, pixels in zip(files[::-1], (mask, image.float() / 255), strict=True):
                 _write(path, pixels)
-        pairs.append(_measure(name, normal, files, sources[place]))
+        pairs.append(_measure(name, normal, files, images.paths[place]))
     pd.DataFrame([asdict(pair) for pair in pairs]).to_csv(output / TABLE_FILE, index=False, lineterminator="\n")
     return pairs
 

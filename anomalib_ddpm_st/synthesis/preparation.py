@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from anomalib_ddpm_st.core.cache import cached_folder, content_key, default_cache_dir
 from anomalib_ddpm_st.core.config import as_config
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, load_normal_images, native_aspect
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline, train_diffusion
 
 from .config import BankConfig, DefectConfig
@@ -40,18 +39,6 @@ class PreparedBank:
     bank_dir: Path
     diffusion_dir: Path
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-def normal_paths(samples: pd.DataFrame) -> list[str]:
-    """Paths of the normal images among the samples of an anomalib dataset.
-
-    Args:
-        samples (pd.DataFrame): ``samples`` of the dataset.
-
-    Returns:
-        list[str]: Paths.
-    """
-    return samples.loc[samples["label_index"] == 0, "image_path"].tolist() if len(samples) else []
 
 
 def prepare_diffusion(
@@ -85,8 +72,7 @@ def prepare_diffusion(
 
 
 def prepare_bank(
-    paths: Sequence[str | Path],
-    image_size: tuple[int, int],
+    images: NormalImages,
     bank: BankConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
     diffusion_path: str | Path | None = None,
@@ -97,11 +83,10 @@ def prepare_bank(
 ) -> PreparedBank:
     """Train a DDPM on normal images and sample a bank of textures, or find both in the cache.
 
-    Everything that needs a bank calls this function, so that equal settings, images and sizes share one bank.
+    Everything that needs a bank calls this function, so that equal settings and pixels share one bank.
 
     Args:
-        paths (Sequence[str | Path]): Normal image files.
-        image_size (tuple[int, int]): Height and width in pixels that images are resized to.
+        images (NormalImages): Normal images.
         bank (BankConfig | Mapping[str, Any] | None): Settings of the bank. ``None`` takes the defaults.
         diffusion (DiffusionConfig | Mapping[str, Any] | None): Settings of the DDPM. ``None`` takes the defaults.
         diffusion_path (str | Path | None): Folder of a trained DDPM. ``None`` trains one. Defaults to ``None``.
@@ -121,23 +106,23 @@ def prepare_bank(
     """
     bank, diffusion = as_config(BankConfig, bank), as_config(DiffusionConfig, diffusion)
     cache_dir, device = _resolve(cache_dir, device)
-    images = load_normal_images(paths, image_size, min_images=min_images)
-    native = native_aspect(paths)
-    aspect = native if abs(math.log(native * image_size[0] / image_size[1])) > SAME_ASPECT else None
+    pixels = images.load(min_images=min_images)
+    native = images.aspect()
+    aspect = native if abs(math.log(native * pixels.shape[-2] / pixels.shape[-1])) > SAME_ASPECT else None
     start = time.perf_counter()
     if diffusion_path is None:
-        diffusion_path = prepare_diffusion(images, diffusion, cache_dir, device, precision)
+        diffusion_path = prepare_diffusion(pixels, diffusion, cache_dir, device, precision)
     middle = time.perf_counter()
     pipeline = load_pipeline(diffusion_path)
     settings = {**asdict(bank), "aspect": aspect}
 
     def build(folder: Path) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            sampled = sample_bank(pipeline.to(device), images, bank, aspect)
+            sampled = sample_bank(pipeline.to(device), pixels, bank, aspect)
         sampled.save(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps({**settings, "diffusion": str(diffusion_path)}, indent=2))
 
-    key = content_key(settings, images, *pipeline.unet.state_dict().values())
+    key = content_key(settings, pixels, *pipeline.unet.state_dict().values())
     bank_dir = cached_folder(cache_dir, f"bank-{key}", build)
     seconds = {"diffusion": middle - start, "bank": time.perf_counter() - middle}
     return PreparedBank(bank_dir, Path(diffusion_path), seconds)
@@ -152,7 +137,7 @@ def _resolve(cache_dir: str | Path | None, device: torch.device | None) -> tuple
 
 
 def prepare_generator(
-    images: Sequence[str | Path],
+    images: NormalImages | Sequence[str | Path],
     defects: DefectConfig | Mapping[str, Any] | None = None,
     bank: BankConfig | Mapping[str, Any] | None = None,
     diffusion: DiffusionConfig | Mapping[str, Any] | None = None,
@@ -165,11 +150,11 @@ def prepare_generator(
     """Make a generator of defects for normal images, with the bank of :func:`prepare_bank` if its source needs one.
 
     Args:
-        images (Sequence[str | Path]): Normal image files.
+        images (NormalImages | Sequence[str | Path]): Normal images, or their files.
         defects (DefectConfig | Mapping[str, Any] | None): Settings of the defects. ``None`` takes the defaults.
         bank (BankConfig | Mapping[str, Any] | None): As in :func:`prepare_bank`.
         diffusion (DiffusionConfig | Mapping[str, Any] | None): As in :func:`prepare_bank`.
-        image_size (tuple[int, int]): Height and width that images are resized to for the DDPM. Defaults to 256 x 256.
+        image_size (tuple[int, int]): Height and width that image files are resized to. Defaults to 256 x 256.
         diffusion_path (str | Path | None): As in :func:`prepare_bank`.
         cache_dir (str | Path | None): As in :func:`prepare_bank`.
         device (torch.device | None): As in :func:`prepare_bank`.
@@ -188,6 +173,8 @@ def prepare_generator(
     )
     bank_dir = None
     if defects.needs_bank:
-        prepared = prepare_bank(images, image_size, bank, diffusion, diffusion_path, cache_dir, device, precision)
+        if not isinstance(images, NormalImages):
+            images = NormalImages.from_files(images, image_size)
+        prepared = prepare_bank(images, bank, diffusion, diffusion_path, cache_dir, device, precision)
         bank_dir = prepared.bank_dir
     return DiffusionAnomalyGenerator(bank_dir, defects)

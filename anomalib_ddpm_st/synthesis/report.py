@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from anomalib_ddpm_st.core.images import evenly_spaced, load_image
+from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced
 from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.visualization.plots import DPI, contact_sheet, histograms
 from anomalib_ddpm_st.visualization.report import Section, render_report
@@ -29,7 +29,7 @@ DELTAS = (0.0, 0.3, 0.6, 1.0, 1.5, 2.0)
 def save_report(
     output: Path,
     pairs: Sequence[Pair],
-    image_size: tuple[int, int] | None,
+    images: NormalImages,
     settings: Mapping[str, Any],
     pipeline: DefectPipeline | None = None,
     normal: torch.Tensor | None = None,
@@ -40,8 +40,7 @@ def save_report(
     Args:
         output (Path): Folder of the pairs, for ``contact_sheet.png`` and ``report.html``.
         pairs (Sequence[Pair]): Pairs.
-        image_size (tuple[int, int] | None): Height and width of the pairs, ``None`` if they have those of their normal
-            images.
+        images (NormalImages): Normal images that the pairs were made from.
         settings (Mapping[str, Any]): Settings that the pairs were made with.
         pipeline (DefectPipeline | None): DDPM whose samples are shown. Defaults to ``None``.
         normal (torch.Tensor | None): Normal images for the samples, ``uint8`` of shape ``(N, 3, H, W)``.
@@ -52,8 +51,9 @@ def save_report(
     """
     shown = [pairs[index] for index in evenly_spaced(len(pairs), SHEET_ROWS).tolist()]
     columns: dict[str, list[torch.Tensor]] = {"normal": [], "synthetic": [], "mask": [], "difference": []}
+    places = {path: place for place, path in enumerate(images.paths)}
     for pair in shown:
-        original = load_image(pair.source, image_size).float() / 255
+        original = images[places[pair.source]].float() / 255
         image, mask = read_pair(output, pair)
         for name, picture in zip(columns, (original, image, mask, _difference(image, original)), strict=True):
             columns[name].append(picture)
