@@ -4,6 +4,7 @@
 """Optimiser and learning rate schedule of the DDPM and the detector."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -40,6 +41,20 @@ def one_cycle_adamw(
         cycle_momentum=False,
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def allow_other_length(checkpoint: dict[str, Any]) -> None:
+    """Let a training that resumes from a checkpoint have another length than the one that wrote it.
+
+    The learning rate goes on as in a schedule of the new length at this step: it rises again if the old schedule was
+    over.
+
+    Args:
+        checkpoint (dict[str, Any]): Checkpoint of Lightning; the lengths of its one-cycle schedules are removed.
+    """
+    for state in checkpoint.get("lr_schedulers", []):
+        for name in ("total_steps", "_schedule_phases"):
+            state.pop(name, None)
 
 
 def lift_default_epochs(trainer: Trainer, steps: int) -> None:

@@ -15,6 +15,7 @@ from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
@@ -24,7 +25,7 @@ from anomalib_ddpm_st.core.compiled import match_compiled
 from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
 from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.core.images import NormalImages
-from anomalib_ddpm_st.core.optimization import lift_default_epochs, one_cycle_adamw
+from anomalib_ddpm_st.core.optimization import allow_other_length, one_cycle_adamw
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank
@@ -36,6 +37,7 @@ from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE
 from .normal_reference import NormalReference
 from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
+from .training_run import TrainingRun
 
 GRADIENT_CLIP_NORM = 1.0
 # Fraction of the schedule in which the learning rate rises.
@@ -149,6 +151,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.stage_seconds: dict[str, float] = {}
         self.diffusion_dir: Path | None = None
         self.bank_dir: Path | None = None
+        # Set by our command line: identifies the settings of a run that was interrupted.
+        self.fingerprint: str | None = None
         self._images: NormalImages | None = None
         self._train_start = 0.0
         self._last_step = training_steps
@@ -169,9 +173,17 @@ class DdpmSt(ExportMixin, AnomalibModule):
         return cast("DdpmSt", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the weights of a compiled model into a plain one, and the other way round."""
+        """Load the weights of a compiled model into a plain one and the other way round, and let schedules change."""
         super().on_load_checkpoint(checkpoint)
         checkpoint["state_dict"] = match_compiled(checkpoint["state_dict"], self.state_dict())
+        allow_other_length(checkpoint)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Callbacks of anomalib's components, and the one that runs the schedule."""
+        run = TrainingRun()
+        if self._trainer is not None:
+            run.attach(self.trainer)
+        return [*cast("list[Callback]", super().configure_callbacks()), run]
 
     # ---------------------------------------------------------------------------------------------------------------
     # Stages 1 and 2
@@ -218,7 +230,6 @@ class DdpmSt(ExportMixin, AnomalibModule):
             ConnectionError: If the weights could not be downloaded.
         """
         if stage == "fit":
-            lift_default_epochs(self.trainer, self.training_steps)
             if self.pre_trained and not bool(self.model.teacher.has_weights):
                 self.model.teacher.load_weights()
             self.model.to(memory_format=torch.channels_last)
@@ -290,8 +301,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             self.reference.calibrate_scores(self.trainer.global_step)
 
     def on_train_end(self) -> None:
-        """Record the duration of the stage; calibrate the scores if training ended before its schedule."""
-        cast("NormalReference", self.reference).calibrate_scores(self.trainer.global_step)
+        """Record the duration of the stage; :class:`TrainingRun` has calibrated the scores."""
         self.reference = None
         self.stage_seconds["detector"] = time.perf_counter() - self._train_start
 
@@ -316,17 +326,15 @@ class DdpmSt(ExportMixin, AnomalibModule):
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
-        """End training when the schedule is complete, with calibrated scores."""
+        """End training when the schedule is complete, or as much of it as the Trainer allows; it validates then."""
         del args, kwargs
         if self.trainer.global_step >= self._last_step:
-            cast("NormalReference", self.reference).calibrate_scores(self.trainer.global_step)
-        if self.trainer.global_step >= self.training_steps:
             self.trainer.should_stop = True
 
     def teardown(self, stage: str) -> None:
         """Release the textures after training: they are not part of the model."""
-        if stage == "fit":
-            self.generator = None
+        if stage == TrainerFn.FITTING:
+            self.generator = self.reference = self._images = None
 
     def configure_gradient_clipping(
         self,

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import functional
 
 from anomalib_ddpm_st.core.geometry import random_affine
-from anomalib_ddpm_st.core.optimization import one_cycle_adamw
+from anomalib_ddpm_st.core.optimization import allow_other_length, one_cycle_adamw
+from anomalib_ddpm_st.core.random_state import random_state, set_random_state
 
 from .config import BLOCK_OUT_CHANNELS
 from .pipeline import DefectPipeline
@@ -74,6 +75,7 @@ class DiffusionModule(pl.LightningModule):
         self.window_size = window_size
         self.unet = build_unet(image_size, patch_size, block_out_channels)
         self.noise_scheduler = PerturbedDDPMScheduler(prediction_type="sample")
+        self._random_state: dict[str, Any] | None = None
         self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, use_ema_warmup=True, power=0.75)
 
     def pipeline(self) -> DefectPipeline:
@@ -145,8 +147,10 @@ class DiffusionModule(pl.LightningModule):
         return one_cycle_adamw(self.unet.parameters(), self.learning_rate, self.training_steps, warm_up=WARM_UP)
 
     def on_train_start(self) -> None:
-        """Move the averaged weights to the device of the network."""
+        """Move the averaged weights to the device of the network; continue with the random state of a checkpoint."""
         self.ema.to(self.device)
+        if self._random_state is not None:
+            set_random_state(self._random_state)
 
     def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
         """Update the averaged weights."""
@@ -154,9 +158,12 @@ class DiffusionModule(pl.LightningModule):
         self.ema.step(self.unet.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the averaged weights to the checkpoint."""
+        """Add the averaged weights and the random state to the checkpoint."""
         checkpoint["ema"] = self.ema.state_dict()
+        checkpoint["random_state"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the averaged weights from the checkpoint."""
+        """Take the averaged weights and the random state from the checkpoint; the length may be another."""
         self.ema.load_state_dict(checkpoint["ema"])
+        self._random_state = checkpoint.get("random_state")
+        allow_other_length(checkpoint)

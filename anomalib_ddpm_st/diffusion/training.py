@@ -63,7 +63,13 @@ def train_diffusion(
     output_dir = Path(output_dir)
     checkpoint = output_dir / CHECKPOINT_NAME
     sampler = RandomSampler(images, replacement=True, num_samples=STEPS_PER_EPOCH * config.batch_size)
-    dataloader = DataLoader(TensorDataset(images), batch_size=config.batch_size, sampler=sampler)
+    dataloader = DataLoader(
+        TensorDataset(images),
+        batch_size=config.batch_size,
+        sampler=sampler,
+        # Starting an epoch draws a number; a resumed training does so before it has its random state.
+        generator=torch.Generator(),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         module = DiffusionModule(

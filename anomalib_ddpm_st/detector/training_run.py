@@ -1,0 +1,290 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How a training runs in Lightning's loop: its validations, interruptions, checkpoints and how it resumes."""
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, RandomSampler
+
+from anomalib_ddpm_st.core.optimization import lift_default_epochs
+from anomalib_ddpm_st.core.random_state import random_state, set_random_state
+from anomalib_ddpm_st.core.training_loader import TrainingLoader
+
+from .normal_reference import SCALE_IMAGES, NormalReference
+
+if TYPE_CHECKING:
+    from .lightning_model import DdpmSt
+
+# Largest number of images of validations, as a fraction of those of training steps, which take longer each.
+VALIDATION_SHARE = 0.1
+RECORD_FILE = "training.json"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingRun(Callback):
+    """Runs the schedule of :class:`DdpmSt` in the loop of a Trainer.
+
+    - A schedule of steps runs to its end on few images, too.
+    - Unless the user sets an interval, validation takes no more than a tenth of the images that training takes.
+    - Ctrl-C and SIGTERM end training after the current step; a second one ends it at once. The process exits with 128
+      plus the number of the signal, as usual.
+    - However training ends, its scores are calibrated, a checkpoint is saved, and the last line says where it is.
+    - A resumed training equals an uninterrupted one: checkpoints hold the random state and the position in the data.
+    """
+
+    def __init__(self) -> None:
+        self._owns_interval = False
+        self._limits: dict[str, Any] = {}
+        self._datamodule: AnomalibDataModule | None = None
+        self._loader: TrainingLoader | None = None
+        self._loader_state: dict[str, int] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
+        self._signal: int | None = None
+        # Of the last training step: validation must leave no trace in training.
+        self._random_state: dict[str, Any] | None = None
+        self._to_restore: dict[str, Any] | None = None
+        self._interval = 0
+        self._saved_step: int | None = None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Prepare a Trainer; its other callbacks read its interval of validation in their ``setup``.
+
+        Args:
+            trainer (Trainer): Trainer.
+
+        Raises:
+            RuntimeError: If it has trained another model.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if trainer.global_step > 0 and trainer.ckpt_path is None:
+            msg = (
+                f"This Engine has trained for {trainer.global_step} steps, which would count as steps of this "
+                "training: make a new Engine for each training, or give ckpt_path to train on."
+            )
+            raise RuntimeError(msg)
+        self._limits = {
+            "val_check_interval": trainer.val_check_interval,
+            "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
+        }
+        self._owns_interval = self._limits == {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+        if self._owns_interval:
+            # Not yet known; set when training starts.
+            trainer.val_check_interval, trainer.check_val_every_n_epoch = 10**9, None
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Start
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bound the epochs, and let the datamodule's training images come from a loader that can resume."""
+        if stage != TrainerFn.FITTING:
+            return
+        self._limits |= {"max_epochs": trainer.fit_loop.max_epochs, "limit_val_batches": trainer.limit_val_batches}
+        lift_default_epochs(trainer, cast("DdpmSt", pl_module).training_steps)
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, AnomalibDataModule) and not len(getattr(datamodule, "val_data", ())):
+            # anomalib's data loader fails with val_split_mode "none".
+            trainer.limit_val_batches = 0
+        if isinstance(datamodule, AnomalibDataModule) and trainer.world_size == 1 and not trainer.overfit_batches:
+            self._datamodule = datamodule
+            original = datamodule.train_dataloader
+
+            def train_dataloader() -> DataLoader:
+                return self._resumable(original)
+
+            datamodule.train_dataloader = train_dataloader  # type: ignore[method-assign]
+
+    def _resumable(self, original: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Replace a data loader with a plain random order; others stay as they are."""
+        loader = original()
+        if type(loader) is not DataLoader or type(loader.sampler) is not RandomSampler or loader.drop_last:
+            return loader
+        self._loader = TrainingLoader(loader)
+        if self._loader_state is not None:
+            self._loader.load_state_dict(self._loader_state)
+        return self._loader
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the interval of validation, take over the signals and note that training runs."""
+        self._interval = self._find_interval(trainer)
+        if self._owns_interval:
+            trainer.val_check_batch = self._interval
+        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._record(trainer, pl_module, finished=False)
+
+    @staticmethod
+    def _find_interval(trainer: Trainer) -> int:
+        """Steps between validations whose images are a fraction of those of training."""
+        train = cast("DataLoader", trainer.train_dataloader)
+        per_step = len(train.dataset) / trainer.num_training_batches  # type: ignore[arg-type]
+        loaders = trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
+        images = SCALE_IMAGES
+        for loader, batches in zip(loaders, trainer.num_val_batches, strict=False):
+            images += int(batches) * (getattr(loader, "batch_size", None) or 1)
+        return math.ceil(images / (VALIDATION_SHARE * per_step))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Let the first signal end training after the current step, and the second one at once."""
+        del frame
+        if os.getpid() != self._process:
+            # A worker of a data loader, which inherits this handler. The terminal sends Ctrl-C to it, too.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        os.write(2, b"\nStopping after this step, with a checkpoint. Once more stops at once, without one.\n")
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Steps
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Continue with the random state of a checkpoint, or of before a validation."""
+        del trainer, pl_module, args
+        if self._to_restore is not None:
+            set_random_state(self._to_restore)
+            self._to_restore = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object, **kwargs: object) -> None:
+        """Stop on a signal; without validations, save at the same interval."""
+        del args, kwargs
+        self._random_state = random_state()
+        if self._signal is not None:
+            trainer.should_stop = True
+        elif self._owns_interval and not self._validates(trainer) and trainer.global_step % self._interval == 0:
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop on a signal."""
+        del pl_module
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._to_restore = self._random_state
+            if self._signal is not None:
+                trainer.should_stop = True
+
+    @staticmethod
+    def _validates(trainer: Trainer) -> bool:
+        """Whether there is anything to validate."""
+        return bool(trainer.enable_validation and sum(trainer.num_val_batches))
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """State in checkpoints: random state and position in the data after the last training step."""
+        state: dict[str, Any] = {"random_state": self._random_state or random_state()}
+        if self._loader is not None:
+            state["loader"] = self._loader.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state from a checkpoint."""
+        self._to_restore = state_dict["random_state"]
+        self._loader_state = state_dict.get("loader")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the step of the last checkpoint."""
+        del pl_module, checkpoint
+        self._saved_step = trainer.global_step
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save a checkpoint with calibrated scores, unless there is one of this step."""
+        reference: NormalReference | None = cast("DdpmSt", pl_module).reference
+        if reference is not None:
+            reference.calibrate_scores(trainer.global_step)
+        callbacks = cast("list[ModelCheckpoint]", trainer.checkpoint_callbacks)
+        if not callbacks or trainer.fast_dev_run or trainer.global_step == 0:
+            return
+        for callback in callbacks:
+            if callback.monitor is None:
+                callback.on_validation_end(trainer, pl_module)
+        if self._saved_step != trainer.global_step:
+            folder = callbacks[0].dirpath or Path(trainer.default_root_dir) / "weights" / "lightning"
+            trainer.save_checkpoint(Path(folder) / "last.ckpt")
+
+    @staticmethod
+    def _newest_checkpoint(trainer: Trainer) -> Path | None:
+        """Checkpoint that was written last."""
+        folders = {callback.dirpath for callback in cast("list[ModelCheckpoint]", trainer.checkpoint_callbacks)}
+        files = [path for folder in folders if folder for path in Path(folder).glob("*.ckpt")]
+        return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # End
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of training."""
+        self._save(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the checkpoint is and how to go on; exit after a signal.
+
+        Raises:
+            SystemExit: If a signal ended training.
+        """
+        steps = cast("DdpmSt", pl_module).training_steps
+        finished = self._signal is None
+        if trainer.is_global_zero:
+            self._record(trainer, pl_module, finished)
+            path = self._newest_checkpoint(trainer)
+            line = f"Training ended at step {trainer.global_step} of {steps}. "
+            line += f"Checkpoint with calibrated scores: {path}" if path else "No checkpoint was saved."
+            if trainer.global_step < steps and path:
+                line += "\nTo go on, run it again with this path as ckpt_path (on the command line --ckpt_path)"
+                line += "." if self._signal is not None else " and a higher bound of steps, epochs or time."
+            print(line, flush=True)  # noqa: T201
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave Trainer, datamodule and signals as they were."""
+        del pl_module
+        if stage != TrainerFn.FITTING:
+            return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        if self._datamodule is not None:
+            del self._datamodule.train_dataloader
+            self._datamodule = None
+        if self._owns_interval:
+            trainer.val_check_interval = self._limits["val_check_interval"]
+            trainer.check_val_every_n_epoch = self._limits["check_val_every_n_epoch"]
+        if "max_epochs" in self._limits:
+            trainer.fit_loop.max_epochs = self._limits["max_epochs"]
+            trainer.limit_val_batches = self._limits["limit_val_batches"]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave everything as it was after an error or an interruption, too, for which Lightning calls no teardown."""
+        del exception
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.teardown(trainer, pl_module, TrainerFn.FITTING)
+            pl_module.teardown(TrainerFn.FITTING)
+
+    @staticmethod
+    def _record(trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
+        """Note in the folder of the run whether it is finished, for a command that finds interrupted runs."""
+        fingerprint = cast("DdpmSt", pl_module).fingerprint
+        if fingerprint is None or not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / RECORD_FILE
+        partial = path.with_suffix(".partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"fingerprint": fingerprint, "finished": finished}), encoding="utf-8")
+        partial.replace(path)
