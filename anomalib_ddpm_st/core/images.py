@@ -3,7 +3,6 @@
 
 """The one way from an image file to the tensor that a detector sees."""
 
-import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,15 @@ from statistics import median
 from typing import Any, TypeVar, cast
 
 import torch
-from anomalib.data import AnomalibDataModule, ImageBatch, ImageItem
-from anomalib.data.utils import read_image
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
-from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.transforms.v2 import Normalize, Resize
+
+from .datasets import ImageFiles, list_images, read_item, without_augmentations
+from .progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ MAX_IMAGES = 1000
 MAX_BYTES = 2 * 1024**3
 # Interpolation overshoots at sharp edges; images of another scale leave [0, 1] by more.
 OVERSHOOT = 0.15
-# What datasets and transforms raise for files that they cannot read.
-UNREADABLE = (AttributeError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
+# Fewer files are read in no time.
+MIN_BAR = 100
 
 
 def evenly_spaced(count: int, most: int) -> torch.Tensor:
@@ -48,26 +48,6 @@ def evenly_spaced(count: int, most: int) -> torch.Tensor:
         torch.Tensor: At most ``most`` indices.
     """
     return torch.linspace(0, count - 1, min(count, most)).round().long()
-
-
-class ImageFiles(Dataset):
-    """Dataset of image files, for commands that are given a folder and no datamodule.
-
-    Args:
-        paths (Sequence[str | Path]): Image files.
-    """
-
-    def __init__(self, paths: Sequence[str | Path]) -> None:
-        self.paths = [str(path) for path in paths]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> ImageItem:
-        """Item with image and path, as an anomalib dataset gives it."""
-        path = self.paths[index]
-        return ImageItem(image=read_image(path, as_tensor=True), image_path=path)
 
 
 class NormalImages:
@@ -188,7 +168,7 @@ class NormalImages:
         """
         dataset, position, path = self._items[index]
         item = read_item(dataset, position, path)
-        image = item.image
+        image = cast("torch.Tensor", item.image)
         self._native_sizes[index] = (image.shape[-2], image.shape[-1])
         try:
             # In 64 bit, or the last bit of a pixel, and with it every cache key, would depend on the thread count.
@@ -235,6 +215,30 @@ class NormalImages:
                 )
                 raise ValueError(msg)
         return torch.stack([self._keep(index) for index in chosen])
+
+    def unread(self) -> Iterator[Exception]:
+        """Read all images once, those that :meth:`load` returns into memory.
+
+        Yields:
+            Exception: A problem for each image that cannot be read or is not what a detector can see.
+        """
+        chosen = set(evenly_spaced(len(self), MAX_IMAGES).tolist())
+        indices = range(len(self))
+        for index in progress(indices, "Checking training images") if len(self) >= MIN_BAR else indices:
+            problem = self._problem(index, index in chosen)
+            if problem is not None:
+                yield problem
+
+    def _problem(self, index: int, keep: bool) -> Exception | None:
+        """Problem of one image, which is kept if there is room."""
+        try:
+            if keep and sum(image.numel() for image in self._kept.values()) < MAX_BYTES:
+                self._keep(index)
+            else:
+                self[index]
+        except ValueError as error:
+            return error
+        return None
 
     def aspect(self) -> float:
         """Width over height of what the images show, before they were resized.
@@ -310,84 +314,6 @@ class NormalImages:
                 f"needs values in [0, 1]: {remedy}."
             )
             raise ValueError(msg)
-
-
-def list_images(dataset: Dataset) -> Iterator[tuple[Dataset, int, str, int]]:
-    """List the images of a dataset.
-
-    Args:
-        dataset (Dataset): As in :class:`NormalImages`.
-
-    Yields:
-        tuple[Dataset, int, str, int]: Dataset and position to read the item from, file, and label, 0 for normal images.
-
-    Raises:
-        TypeError: If the dataset does not list its images.
-    """
-    if isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from list_images(part)
-        return
-    if isinstance(dataset, Subset):
-        listed = list(list_images(dataset.dataset))
-        yield from (listed[index] for index in dataset.indices)
-        return
-    if isinstance(dataset, ImageFiles):
-        yield from ((dataset, position, path, 0) for position, path in enumerate(dataset.paths))
-        return
-    samples = getattr(dataset, "samples", None)
-    if samples is None:
-        msg = (
-            f"The images come from an anomalib datamodule or dataset, but were given as a {type(dataset).__name__}: "
-            "wrap them in anomalib.data.Folder."
-        )
-        raise TypeError(msg)
-    if len(samples):
-        rows = zip(samples["image_path"], samples["label_index"], strict=True)
-        yield from ((dataset, position, str(path), int(label)) for position, (path, label) in enumerate(rows))
-
-
-def without_augmentations(dataset: Dataset) -> Dataset:
-    """Copy a dataset of anomalib, sharing its samples, and leave out its augmentations.
-
-    Args:
-        dataset (Dataset): Dataset.
-
-    Returns:
-        Dataset: Copy, or the dataset itself if it has none.
-    """
-    if getattr(dataset, "augmentations", None) is None:
-        return dataset
-    plain: Any = copy.copy(dataset)
-    plain.augmentations = None
-    return plain
-
-
-def read_item(dataset: Dataset, position: int, path: str) -> ImageItem:
-    """Read an item of a dataset.
-
-    Args:
-        dataset (Dataset): Dataset.
-        position (int): Position of the item.
-        path (str): File of its image.
-
-    Returns:
-        ImageItem: Item.
-
-    Raises:
-        ValueError: If the image or its mask cannot be read.
-    """
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-        if mode.startswith(("I", "F")):
-            # anomalib would silently clip the values at 255.
-            msg = f"it has more than 8 bits per channel (mode {mode}); save it with 8 bits"
-            raise ValueError(msg)  # noqa: TRY301
-        return dataset[position]
-    except UNREADABLE as error:
-        msg = f"The image {path} cannot be read ({error}): repair it or remove it."
-        raise ValueError(msg) from error
 
 
 def make_resize(image_size: tuple[int, int] | None) -> PreProcessor | None:

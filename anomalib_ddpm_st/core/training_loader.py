@@ -7,6 +7,7 @@ With few images an epoch is one to a few steps. The usual data loader starts its
 first batch of an epoch is waited for.
 """
 
+import math
 import random
 import signal
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ class EndlessBatches(Sampler):
 
     def __len__(self) -> int:
         """Number of batches of one order."""
-        return -(-self.count // self.batch_size)
+        return math.ceil(self.count / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Batches of pairs of index and seed, without end."""
@@ -111,9 +112,10 @@ class TrainingLoader(DataLoader):
             # Starting an iterator draws a number, which must not come from the global random state.
             generator=torch.Generator(),
         )
-        self._iterator: Iterator | None = None
+        # Lightning ends the workers of an iterator of this name.
+        self._iterator: Any = None
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator:  # type: ignore[override]
         """Batches of one epoch."""
         if self._iterator is None:
             self.batches.start = self.drawn

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRSchedulerConfig
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from anomalib_ddpm_st.core.compiled import match_compiled
 from anomalib_ddpm_st.core.config import as_config, check_choice, check_integer, check_positive
@@ -31,12 +31,14 @@ from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomal
 from anomalib_ddpm_st.synthesis.preparation import prepare_bank
 
 from .augmentation import MAX_REFERENCES, Augmentation, jitter_pair
+from .checks import check_before_training
 from .components import make_evaluator, make_pre_processor, refuse_normalize
 from .export import ExportMixin
 from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE
 from .normal_reference import NormalReference
 from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
+from .training_data import TrainingData
 from .training_run import TrainingRun
 
 GRADIENT_CLIP_NORM = 1.0
@@ -153,7 +155,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.bank_dir: Path | None = None
         # Set by our command line: identifies the settings of a run that was interrupted.
         self.fingerprint: str | None = None
-        self._images: NormalImages | None = None
+        self._data: TrainingData | None = None
         self._train_start = 0.0
         self._last_step = training_steps
 
@@ -189,21 +191,23 @@ class DdpmSt(ExportMixin, AnomalibModule):
     # Stages 1 and 2
 
     def prepare_data(self) -> None:
-        """Train the DDPM and fill the bank of textures, unless the cache holds them already."""
+        """Check everything that can be known; train the DDPM and fill the bank, unless the cache holds them already."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if self.trainer.state.fn != TrainerFn.FITTING or not self.defects.needs_bank:
+        if self.trainer.state.fn != TrainerFn.FITTING or not isinstance(datamodule, AnomalibDataModule):
             return
-        if isinstance(datamodule, AnomalibDataModule):
-            try:
-                datamodule.setup(TrainerFn.FITTING)
-            except FileNotFoundError as error:
-                msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
-                raise FileNotFoundError(msg) from error
-            self._images = NormalImages.from_datamodule(datamodule, self.pre_processor)
-            self._prepare_bank(self._images)
+        try:
+            datamodule.setup(TrainerFn.FITTING)
+        except FileNotFoundError as error:
+            msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
+            check_before_training(self, None, [FileNotFoundError(msg)])
+        self._data = TrainingData.from_datamodule(datamodule, self.pre_processor)
+        check_before_training(self, self._data)
+        self._prepare_bank(self._data.images)
 
-    def _prepare_bank(self, images: NormalImages) -> None:
-        """Prepare the bank of textures of normal images."""
+    def _prepare_bank(self, images: NormalImages | None) -> None:
+        """Prepare the bank of textures of normal images, if the source of the defects needs one."""
+        if images is None or not self.defects.needs_bank:
+            return
         prepared = prepare_bank(
             images,
             self.bank,
@@ -238,11 +242,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
 
     def on_train_start(self) -> None:
         """Make the generator of defects for the training set, and fill the memory bank."""
-        images = self._find_images()
-        # Without a datamodule nothing was prepared yet: a bank can only be that of an earlier training.
-        if images is not None and self.defects.needs_bank and (self.bank_dir is None or self._images is None):
-            self._prepare_bank(images)
-        self._images = None
+        images = (self._data or self._find_data()).images
+        self._data = None
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, self.defects)
         pixels = None if images is None else images.load(MAX_REFERENCES)
         self.reference = NormalReference(self.model, pixels, self.augmentation)
@@ -254,22 +255,20 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
-    def _find_images(self) -> NormalImages | None:
-        """Normal images of the training; ``None`` if the training set does not list them and need not."""
-        if self._images is not None:
-            return self._images
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, AnomalibDataModule):
-            return NormalImages.from_datamodule(datamodule, self.pre_processor)
-        evaluation = getattr(self.trainer.val_dataloaders, "dataset", None)
-        dataset = cast("DataLoader", self.trainer.train_dataloader).dataset
+    def _find_data(self) -> TrainingData:
+        """Data of a training without a datamodule, checked and with its bank, or of another process than the first."""
         try:
-            return NormalImages.from_dataset(dataset, self.pre_processor, evaluation)
+            data = TrainingData.from_trainer(self.trainer, self.pre_processor)
         except TypeError as error:
             if self.defects.needs_bank:
                 msg = f"{error} Or set defects.source to 'self_texture'."
                 raise TypeError(msg) from error
-            return None
+            data = TrainingData(None)
+        if getattr(self.trainer, "datamodule", None) is None:
+            check_before_training(self, data)
+            # A bank can only be that of an earlier training.
+            self._prepare_bank(data.images)
+        return data
 
     def calibrate_scores(self, data: AnomalibDataModule | Dataset, renew_memory: bool = False) -> None:
         """Calibrate the scores by the normal images of a training set, as training does when it ends.
@@ -334,7 +333,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
     def teardown(self, stage: str) -> None:
         """Release the textures after training: they are not part of the model."""
         if stage == TrainerFn.FITTING:
-            self.generator = self.reference = self._images = None
+            self.generator = self.reference = self._data = None
 
     def configure_gradient_clipping(
         self,

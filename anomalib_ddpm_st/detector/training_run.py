@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,10 +23,8 @@ from anomalib_ddpm_st.core.optimization import lift_default_epochs
 from anomalib_ddpm_st.core.random_state import random_state, set_random_state
 from anomalib_ddpm_st.core.training_loader import TrainingLoader
 
-from .normal_reference import SCALE_IMAGES, NormalReference
-
-if TYPE_CHECKING:
-    from .lightning_model import DdpmSt
+from .normal_reference import SCALE_IMAGES
+from .training_data import DetectorModule
 
 # Largest number of images of validations, as a fraction of those of training steps, which take longer each.
 VALIDATION_SHARE = 0.1
@@ -94,12 +92,16 @@ class TrainingRun(Callback):
         if stage != TrainerFn.FITTING:
             return
         self._limits |= {"max_epochs": trainer.fit_loop.max_epochs, "limit_val_batches": trainer.limit_val_batches}
-        lift_default_epochs(trainer, cast("DdpmSt", pl_module).training_steps)
+        lift_default_epochs(trainer, cast("DetectorModule", pl_module).training_steps)
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, AnomalibDataModule) and not len(getattr(datamodule, "val_data", ())):
             # anomalib's data loader fails with val_split_mode "none".
             trainer.limit_val_batches = 0
-        if isinstance(datamodule, AnomalibDataModule) and trainer.world_size == 1 and not trainer.overfit_batches:
+        if (
+            isinstance(datamodule, AnomalibDataModule)
+            and trainer.world_size == 1
+            and not cast("Any", trainer).overfit_batches
+        ):
             self._datamodule = datamodule
             original = datamodule.train_dataloader
 
@@ -205,11 +207,11 @@ class TrainingRun(Callback):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save a checkpoint with calibrated scores, unless there is one of this step."""
-        reference: NormalReference | None = cast("DdpmSt", pl_module).reference
+        reference = cast("DetectorModule", pl_module).reference
         if reference is not None:
             reference.calibrate_scores(trainer.global_step)
         callbacks = cast("list[ModelCheckpoint]", trainer.checkpoint_callbacks)
-        if not callbacks or trainer.fast_dev_run or trainer.global_step == 0:
+        if not callbacks or cast("Any", trainer).fast_dev_run or trainer.global_step == 0:
             return
         for callback in callbacks:
             if callback.monitor is None:
@@ -238,7 +240,7 @@ class TrainingRun(Callback):
         Raises:
             SystemExit: If a signal ended training.
         """
-        steps = cast("DdpmSt", pl_module).training_steps
+        steps = cast("DetectorModule", pl_module).training_steps
         finished = self._signal is None
         if trainer.is_global_zero:
             self._record(trainer, pl_module, finished)
@@ -280,7 +282,7 @@ class TrainingRun(Callback):
     @staticmethod
     def _record(trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
         """Note in the folder of the run whether it is finished, for a command that finds interrupted runs."""
-        fingerprint = cast("DdpmSt", pl_module).fingerprint
+        fingerprint = cast("DetectorModule", pl_module).fingerprint
         if fingerprint is None or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / RECORD_FILE

@@ -1,0 +1,89 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the parts of a training know of the model, and its data with or without a datamodule."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from anomalib_ddpm_st.core.images import NormalImages
+from anomalib_ddpm_st.synthesis import DefectConfig
+
+from .normal_reference import NormalReference
+from .torch_model import DdpmStModel
+
+
+class DetectorModule(Protocol):
+    """What checks and callback of a training use of :class:`DdpmSt`, see there."""
+
+    trainer: Trainer
+    model: DdpmStModel
+    reference: NormalReference | None
+    evaluator: nn.Module | None
+    defects: DefectConfig
+    pre_trained: bool
+    diffusion_path: str | None
+    cache_dir: str | None
+    training_steps: int
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Data that a training reads.
+
+    Attributes:
+        images (NormalImages | None): Normal training images. ``None`` if the training set does not list them.
+        batch_size (int | None): Images per training batch. ``None`` if it is not known.
+        validation (list[Dataset]): Validation sets.
+        test (list[Dataset]): Test sets that are known.
+    """
+
+    images: NormalImages | None
+    batch_size: int | None = None
+    validation: list[Dataset] = field(default_factory=list)
+    test: list[Dataset] = field(default_factory=list)
+
+    @classmethod
+    def from_datamodule(cls, datamodule: AnomalibDataModule, pre_processor: nn.Module | None) -> "TrainingData":
+        """Data of a datamodule that is set up.
+
+        Args:
+            datamodule (AnomalibDataModule): Datamodule.
+            pre_processor (nn.Module | None): Pre-processor of the model.
+
+        Returns:
+            TrainingData: Data.
+        """
+        images = NormalImages.from_datamodule(datamodule, pre_processor)
+        found = [getattr(datamodule, name, None) for name in ("val_data", "test_data")]
+        validation, test = ([] if dataset is None or not len(dataset) else [dataset] for dataset in found)
+        return cls(images, datamodule.train_batch_size, validation, test)
+
+    @classmethod
+    def from_trainer(cls, trainer: Trainer, pre_processor: nn.Module | None) -> "TrainingData":
+        """Data of the datamodule or the data loaders of a Trainer that has started to train.
+
+        Args:
+            trainer (Trainer): Trainer.
+            pre_processor (nn.Module | None): Pre-processor of the model.
+
+        Returns:
+            TrainingData: Data.
+
+        Raises:
+            TypeError: If the training set does not list its images.
+        """
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, AnomalibDataModule):
+            return cls.from_datamodule(datamodule, pre_processor)
+        loader = cast("DataLoader", trainer.train_dataloader)
+        loaders = trainer.val_dataloaders or []
+        validation = [part.dataset for part in (loaders if isinstance(loaders, list) else [loaders])]
+        images = NormalImages.from_dataset(loader.dataset, pre_processor, next(iter(validation), None))
+        return cls(images, getattr(loader, "batch_size", None), validation)
