@@ -3,14 +3,21 @@
 
 """``anomalib-ddpm-st``: anomalib's command line with this package registered and its own commands added."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from anomalib.cli import AnomalibCLI
 from anomalib.loggers import configure_logger
 from jsonargparse import ArgumentParser
+from lightning.pytorch import seed_everything
 
+from anomalib_ddpm_st.core.cache import content_key
+from anomalib_ddpm_st.detector import DdpmSt
+from anomalib_ddpm_st.detector.training_run import interrupted_checkpoint
 from anomalib_ddpm_st.registration import keep_benchmark_results
 
 from .demo import demo
@@ -48,6 +55,30 @@ class DdpmStCLI(AnomalibCLI):
         """Return the descriptions of anomalib's subcommands and of this package's commands."""
         own = {name: {"description": _summary(function)} for name, function in COMMANDS.items()}
         return {**AnomalibCLI.anomalib_subcommands(), **own}
+
+    def before_instantiate_classes(self) -> None:
+        """Apply ``--seed_everything``, which anomalib reads but does not use, before anything is made."""
+        super().before_instantiate_classes()
+        seed = self.config[self.config["subcommand"]].get("seed_everything", False)
+        if seed is not False:
+            # As in Lightning's own command line, which also applies a default seed for true.
+            seed_everything(None if seed is True else seed, workers=True)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Add the checkpoint of an interrupted training with the same settings, unless one is given."""
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        model = arguments.get("model")
+        if subcommand not in {"fit", "train"} or not isinstance(model, DdpmSt):
+            return arguments
+        config = self.config[subcommand].as_dict()
+        given = config.pop("ckpt_path", None)
+        model.fingerprint = content_key(json.loads(json.dumps(config, default=str)))
+        root = Path(config["default_root_dir"]) / model.name
+        checkpoint = None if given else interrupted_checkpoint(root, model.fingerprint)
+        if checkpoint is not None:
+            print(f"Resuming the interrupted training from {checkpoint}. Delete it to start again.")  # noqa: T201
+            arguments["ckpt_path"] = checkpoint
+        return arguments
 
     def add_diffusion_arguments(self, parser: ArgumentParser) -> None:
         """Add the arguments of ``diffusion``."""

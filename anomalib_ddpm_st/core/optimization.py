@@ -57,15 +57,16 @@ def allow_other_length(checkpoint: dict[str, Any]) -> None:
             state.pop(name, None)
 
 
-def lift_default_epochs(trainer: Trainer, steps: int) -> None:
+def replace_default_epochs(trainer: Trainer, steps: int) -> None:
     """Let a schedule of steps run to its end on few images.
 
     Without a bound by the user, Lightning silently ends training after 1000 epochs: with 20 images in batches of 32
-    these are 1000 steps. A bound of exactly 1000 epochs looks the same and is lifted, too.
+    these are 1000 steps. A bound of exactly 1000 epochs looks the same and is replaced, too.
 
     Args:
         trainer (Trainer): Trainer, before it configures the optimisers.
-        steps (int): Length of the schedule; each epoch takes one step at least.
+        steps (int): Length of the schedule, the new bound.
     """
     if trainer.max_steps == -1 and trainer.max_epochs == LIGHTNING_EPOCHS:
-        trainer.fit_loop.max_epochs = max(LIGHTNING_EPOCHS, steps)
+        trainer.fit_loop.max_epochs = -1
+        trainer.fit_loop.epoch_loop.max_steps = steps

@@ -3,6 +3,7 @@
 
 """DdpmSt: diffusion-made defects and an asymmetric student-teacher detector (arXiv:2604.19240)."""
 
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -208,16 +209,15 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Prepare the bank of textures of normal images, if the source of the defects needs one."""
         if images is None or not self.defects.needs_bank:
             return
-        prepared = prepare_bank(
-            images,
-            self.bank,
-            self.diffusion,
-            self.diffusion_path,
-            self.cache_dir,
-            self.trainer.strategy.root_device,
-            str(self.trainer.precision),
-            min_images=2,
-        )
+        device = self.trainer.strategy.root_device
+        precision = str(self.trainer.precision)
+        settings = (self.bank, self.diffusion, self.diffusion_path, self.cache_dir, device, precision)
+        try:
+            prepared = prepare_bank(images, *settings, min_images=2)
+        except KeyboardInterrupt as interruption:
+            # Lightning would leave Ctrl-C ignored, and swallow the message.
+            print(f"Interrupted. {interruption}", flush=True)  # noqa: T201
+            raise SystemExit(128 + signal.SIGINT) from interruption
         self.diffusion_dir, self.bank_dir = prepared.diffusion_dir, prepared.bank_dir
         self.stage_seconds.update(prepared.seconds)
 

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, RandomSampler
 
-from anomalib_ddpm_st.core.optimization import lift_default_epochs
+from anomalib_ddpm_st.core.optimization import replace_default_epochs
 from anomalib_ddpm_st.core.random_state import random_state, set_random_state
 from anomalib_ddpm_st.core.training_loader import TrainingLoader
 
@@ -91,8 +91,12 @@ class TrainingRun(Callback):
         """Bound the epochs, and let the datamodule's training images come from a loader that can resume."""
         if stage != TrainerFn.FITTING:
             return
-        self._limits |= {"max_epochs": trainer.fit_loop.max_epochs, "limit_val_batches": trainer.limit_val_batches}
-        lift_default_epochs(trainer, cast("DetectorModule", pl_module).training_steps)
+        self._limits |= {
+            "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
+            "limit_val_batches": trainer.limit_val_batches,
+        }
+        replace_default_epochs(trainer, cast("DetectorModule", pl_module).training_steps)
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, AnomalibDataModule) and not len(getattr(datamodule, "val_data", ())):
             # anomalib's data loader fails with val_split_mode "none".
@@ -157,7 +161,7 @@ class TrainingRun(Callback):
     # Steps
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        """Continue with the random state of a checkpoint, or of before a validation."""
+        """Continue with the random state of a checkpoint, or with the one before a validation."""
         del trainer, pl_module, args
         if self._to_restore is not None:
             set_random_state(self._to_restore)
@@ -220,13 +224,6 @@ class TrainingRun(Callback):
             folder = callbacks[0].dirpath or Path(trainer.default_root_dir) / "weights" / "lightning"
             trainer.save_checkpoint(Path(folder) / "last.ckpt")
 
-    @staticmethod
-    def _newest_checkpoint(trainer: Trainer) -> Path | None:
-        """Checkpoint that was written last."""
-        folders = {callback.dirpath for callback in cast("list[ModelCheckpoint]", trainer.checkpoint_callbacks)}
-        files = [path for folder in folders if folder for path in Path(folder).glob("*.ckpt")]
-        return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
-
     # ---------------------------------------------------------------------------------------------------------------
     # End
 
@@ -234,31 +231,40 @@ class TrainingRun(Callback):
         """Save the end of training."""
         self._save(trainer, pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where the checkpoint is and how to go on; exit after a signal.
 
         Raises:
             SystemExit: If a signal ended training.
         """
-        steps = cast("DetectorModule", pl_module).training_steps
-        finished = self._signal is None
+        if stage != TrainerFn.FITTING:
+            return
+        self._restore(trainer)
+        interrupted = self._signal is not None
+        self._record(trainer, pl_module, finished=not interrupted)
         if trainer.is_global_zero:
-            self._record(trainer, pl_module, finished)
-            path = self._newest_checkpoint(trainer)
+            steps = cast("DetectorModule", pl_module).training_steps
+            folders = {callback.dirpath for callback in cast("list[ModelCheckpoint]", trainer.checkpoint_callbacks)}
+            path = newest(file for folder in folders if folder for file in Path(folder).glob("*.ckpt"))
             line = f"Training ended at step {trainer.global_step} of {steps}. "
             line += f"Checkpoint with calibrated scores: {path}" if path else "No checkpoint was saved."
             if trainer.global_step < steps and path:
                 line += "\nTo go on, run it again with this path as ckpt_path (on the command line --ckpt_path)"
-                line += "." if self._signal is not None else " and a higher bound of steps, epochs or time."
+                line += "." if interrupted else " and a higher bound of steps, epochs or time."
             print(line, flush=True)  # noqa: T201
         if self._signal is not None:
+            pl_module.teardown(stage)
             raise SystemExit(128 + self._signal)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave everything as it was after an error or an interruption, too, for which Lightning calls no teardown."""
+        del exception
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._restore(trainer)
+            pl_module.teardown(TrainerFn.FITTING)
+
+    def _restore(self, trainer: Trainer) -> None:
         """Leave Trainer, datamodule and signals as they were."""
-        del pl_module
-        if stage != TrainerFn.FITTING:
-            return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -270,14 +276,8 @@ class TrainingRun(Callback):
             trainer.check_val_every_n_epoch = self._limits["check_val_every_n_epoch"]
         if "max_epochs" in self._limits:
             trainer.fit_loop.max_epochs = self._limits["max_epochs"]
+            trainer.fit_loop.epoch_loop.max_steps = self._limits["max_steps"]
             trainer.limit_val_batches = self._limits["limit_val_batches"]
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave everything as it was after an error or an interruption, too, for which Lightning calls no teardown."""
-        del exception
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.teardown(trainer, pl_module, TrainerFn.FITTING)
-            pl_module.teardown(TrainerFn.FITTING)
 
     @staticmethod
     def _record(trainer: Trainer, pl_module: LightningModule, finished: bool) -> None:
@@ -290,3 +290,30 @@ class TrainingRun(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps({"fingerprint": fingerprint, "finished": finished}), encoding="utf-8")
         partial.replace(path)
+
+
+def newest(files: Iterable[Path]) -> Path | None:
+    """Choose the file that was written last.
+
+    Args:
+        files (Iterable[Path]): Files.
+
+    Returns:
+        Path | None: File, ``None`` if there are none.
+    """
+    return max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def interrupted_checkpoint(root: Path, fingerprint: str) -> Path | None:
+    """Find the last checkpoint of a run that was interrupted.
+
+    Args:
+        root (Path): Folder of runs.
+        fingerprint (str): What identifies the settings of the run.
+
+    Returns:
+        Path | None: Checkpoint, ``None`` if the last run with these settings came to its end or left no checkpoint.
+    """
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in root.rglob(RECORD_FILE)}
+    last = newest(path for path, record in records.items() if record["fingerprint"] == fingerprint)
+    return None if last is None or records[last]["finished"] else newest(last.parent.rglob("*.ckpt"))
