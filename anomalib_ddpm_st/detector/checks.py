@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -50,7 +49,7 @@ def check_before_training(
     """
     trainer = model.trainer
     problems = [*found, *_check_trainer(model, trainer), *_check_monitors(model, trainer, data)]
-    problems += [*_check_folders(model, trainer), *_check_weights(model), *_check_checkpoint(model, trainer)]
+    problems += [*_check_folders(model, trainer), *_check_weights(model)]
     if data is not None:
         unread = [] if data.images is None else list(data.images.unread())
         problems += [*unread, *check_files([*data.validation, *data.test])]
@@ -128,23 +127,6 @@ def _check_weights(model: DetectorModule) -> Iterator[Exception]:
             load_pipeline(model.diffusion_path)
         except (OSError, ValueError) as error:
             yield error
-
-
-def _check_checkpoint(model: DetectorModule, trainer: Trainer) -> Iterator[Exception]:
-    """Check that there is something left to train after a checkpoint."""
-    path = trainer.ckpt_path
-    if path is None:
-        return
-    try:
-        step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except (KeyError, OSError, RuntimeError, UnpicklingError) as error:
-        yield ValueError(f"The checkpoint {path} cannot be read ({error}): choose another one as ckpt_path.")
-        return
-    if step >= model.training_steps:
-        yield ValueError(
-            f"The checkpoint {path} has trained for {step} of {model.training_steps} steps: raise training_steps to "
-            "train on."
-        )
 
 
 def check_files(datasets: Iterable[Dataset]) -> list[Exception]:
