@@ -121,8 +121,6 @@ def train(
         accelerator=accelerator,
         devices=1,
         logger=False,
-        val_check_interval=model.training_steps,
-        check_val_every_n_epoch=None,
         enable_model_summary=False,
     )
     metrics = engine.train(model, datamodule=data)[0]

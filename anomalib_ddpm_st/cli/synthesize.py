@@ -3,7 +3,9 @@
 
 """``anomalib-ddpm-st synthesize``: images with synthetic defects and their masks."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,7 +76,8 @@ def synthesize(
     check_integer("per_image", per_image, 1)
     if count is not None:
         check_integer("count", count, 1)
-    sources = _normal_images(images, data, image_size)
+    normal_images = _normal_images(images, data)
+    sources = normal_images(image_size)
     # What identifies the pairs, named like the options.
     groups: dict[str, dict[str, Any]] = {"defects": asdict(defects)}
     pipeline, normal, health = None, None, None
@@ -99,19 +102,22 @@ def synthesize(
     )
     settings["image_size"] = None if full_size else image_size
     if full_size:
-        sources = _normal_images(images, data, None)
+        sources = normal_images(None)
     pairs = write_pairs(generator, sources, output, per_image, count, seed, settings)
     page = save_report(output, pairs, sources, {**settings, "seed": seed}, pipeline, normal, health)
     print(f"Wrote {len(pairs)} pairs to {output}; {page} shows some of them.")  # noqa: T201
 
 
-def _normal_images(images: Path | None, data: Path | None, image_size: tuple[int, int] | None) -> NormalImages:
-    """Normal images of a folder or of the training set of a datamodule, in the order in which DdpmSt reads them."""
+def _normal_images(images: Path | None, data: Path | None) -> Callable[[tuple[int, int] | None], NormalImages]:
+    """Normal images of a folder or of the training set of a datamodule, in the order in which DdpmSt reads them.
+
+    A datamodule is set up only once, since it may choose its training images at random.
+    """
     if (images is None) == (data is None):
         msg = "Give either a folder of normal images (--images) or the config of a datamodule (--data)."
         raise ValueError(msg)
     if images is not None:
-        return NormalImages.from_files(get_image_filenames(images), image_size)
+        return partial(NormalImages.from_files, get_image_filenames(images))
     data = cast("Path", data)
     try:
         config = yaml.safe_load(data.read_text(encoding="utf-8"))
@@ -124,4 +130,4 @@ def _normal_images(images: Path | None, data: Path | None, image_size: tuple[int
     datamodule = get_datamodule(config.get("data", config))
     datamodule.prepare_data()
     datamodule.setup("fit")
-    return NormalImages.from_datamodule(datamodule, make_resize(image_size))
+    return lambda size: NormalImages.from_datamodule(datamodule, make_resize(size))

@@ -17,7 +17,8 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
-from torchvision.transforms.v2 import Normalize, Resize
+from torchvision.transforms.v2 import Normalize, Resize, functional
+from torchvision.tv_tensors import Image, Mask
 
 from .datasets import ImageFiles, list_images, read_item, without_augmentations
 from .progress import progress
@@ -31,6 +32,7 @@ MIN_IMAGES = 2
 # Bounds of what is kept in memory.
 MAX_IMAGES = 1000
 MAX_BYTES = 2 * 1024**3
+ASPECT_IMAGES = 32
 # Interpolation overshoots at sharp edges; images of another scale leave [0, 1] by more.
 OVERSHOOT = 0.15
 # Fewer files are read in no time.
@@ -63,6 +65,10 @@ class NormalImages:
         augmentations (nn.Module | None): Transform that comes before the pre-processor. Defaults to ``None``.
         normalize (Normalize | None): Normalisation among these transforms that is to be undone. Defaults to ``None``.
 
+    Attributes:
+        item_size (tuple[int, int] | None): Height and width of an image before the pre-processor. ``None`` before one
+            was read.
+
     Raises:
         TypeError: If the dataset does not list its images.
     """
@@ -80,6 +86,7 @@ class NormalImages:
         self.pre_processor = pre_processor
         self.augmentations = augmentations
         self.normalize = normalize
+        self.item_size: tuple[int, int] | None = None
         self._kept: dict[int, torch.Tensor] = {}
         self._native_sizes: dict[int, tuple[int, int]] = {}
 
@@ -246,29 +253,42 @@ class NormalImages:
         A pre-processor may crop or pad as well. So ramps of brightness that pass it measure how it stretches images.
 
         Returns:
-            float: Median over the images that were read.
+            float: Median over the images, of more than 32 over evenly spaced ones.
         """
-        if not self._native_sizes:
-            self._keep(0)
         ratios = cache(self._ratio)
-        return median(ratios(size) for size in self._native_sizes.values())
+        # Not over all that were read, or a bank's key would depend on what was read before.
+        indices = evenly_spaced(len(self), ASPECT_IMAGES).tolist()
+        return median(ratios(self._native_size(index)) for index in indices)
+
+    def _native_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image before the transforms."""
+        if index not in self._native_sizes:
+            self._keep(index)
+        return self._native_sizes[index]
 
     def _ratio(self, size: tuple[int, int]) -> float:
         """Width over height of what an image of a given size shows after the transforms."""
-        ratio = 1.0
-        for dim, length in ((2, size[1]), (1, size[0])):
-            ramp = torch.linspace(0.25, 0.75, length, dtype=torch.double)
-            ramp = ramp.reshape(1, 1, -1) if dim == 2 else ramp.reshape(1, -1, 1)
-            try:
-                seen = self._see(ramp.expand(3, *size), None, 0)
-            except (RuntimeError, TypeError):
-                seen = self._see(ramp.expand(3, *size).float(), None, 0)
-            side = seen.shape[dim]
-            low, high = side // 4, side - 1 - side // 4
-            change = (seen.select(dim, high) - seen.select(dim, low)).abs().mean().item()
-            extent = change / max(high - low, 1) * side * (length - 1)
-            ratio = ratio * extent if dim == 2 else ratio / max(extent, 1e-9)
-        return round(ratio, 4) if math.isfinite(ratio) and ratio > 0 else size[1] / size[0]
+        dark, bright = (self._probe(torch.tensor(value), size) for value in (0.25, 0.75))
+        shown = (bright - dark).abs().amax(dim=0) > 1e-3  # all but padding
+        extents = []
+        for axis, length in enumerate(size):
+            ramp = torch.linspace(0.25, 0.75, length).reshape((-1, 1) if axis == 0 else (1, -1))
+            seen = self._probe(ramp, size).movedim(axis + 1, 0)
+            places = shown.any(dim=1 - axis).nonzero().flatten().tolist() or [0]
+            low, high = places[len(places) // 4], places[-1 - len(places) // 4]
+            change = (seen[high] - seen[low]).abs().amax().item()
+            extents.append(change / max(high - low, 1) * len(seen) * (length - 1))
+        height, width = extents
+        measured = all(math.isfinite(extent) and extent > 0 for extent in extents)
+        return round(width / height, 4) if measured else size[1] / size[0]
+
+    def _probe(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Pass grey values through all transforms as an image of a given size."""
+        image = values.double().expand(3, *size)
+        try:
+            return self._see(image, None, 0)
+        except (RuntimeError, TypeError):
+            return self._see(image.float(), None, 0)
 
     def _keep(self, index: int) -> torch.Tensor:
         """Image that is read only once."""
@@ -277,20 +297,22 @@ class NormalImages:
         return self._kept[index]
 
     def _see(self, image: torch.Tensor, mask: torch.Tensor | None, seed: int) -> torch.Tensor:
-        """Pass an image of shape ``(3, H, W)`` through all transforms."""
+        """Pass an image of shape ``(3, H, W)`` through all transforms, which get the types of tensor that they know."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.augmentations is not None:
-                given = (image,) if mask is None else (image, mask)
+                given = (Image(image),) if mask is None else (Image(image), mask)
                 transformed = self.augmentations(*given)
-                image, mask = (transformed, None) if mask is None else transformed
-            masks = None if mask is None else mask[None]
+                seen, mask = (transformed, None) if mask is None else transformed
+                image = functional.to_dtype(seen, image.dtype, scale=True)  # as anomalib's items do
+            self.item_size = (image.shape[-2], image.shape[-1])
+            images, masks = Image(image[None]), None if mask is None else Mask(mask[None])
             pre_processor = self.pre_processor
             if getattr(type(pre_processor), "on_test_batch_start", None) is PreProcessor.on_test_batch_start:
                 transform = cast("PreProcessor", pre_processor).transform
-                return image if transform is None else transform(image[None], masks)[0][0]
+                return image if transform is None else transform(images, masks)[0][0]
             if isinstance(pre_processor, Callback):  # with a hook of its own, which gets batches in 32 bit
-                batch = ImageBatch(image=image[None].float(), gt_mask=masks)
+                batch = ImageBatch(image=images.float(), gt_mask=masks)
                 pre_processor.on_test_batch_start(cast("Any", None), cast("Any", None), batch, 0)
                 return cast("torch.Tensor", batch.image)[0]
             # Lightning calls no other pre-processor in training and testing.
@@ -328,8 +350,23 @@ def make_resize(image_size: tuple[int, int] | None) -> PreProcessor | None:
     return None if image_size is None else PreProcessor(transform=Resize(list(image_size), antialias=False))
 
 
+def flatten_transform(transform: nn.Module | None) -> list[nn.Module]:
+    """List the transforms that a transform is composed of, in their order, however deeply they are nested.
+
+    Args:
+        transform (nn.Module | None): Transform.
+
+    Returns:
+        list[nn.Module]: Transforms; the transform itself if it is not composed.
+    """
+    if transform is None:
+        return []
+    parts = getattr(transform, "transforms", None)
+    return [transform] if parts is None else [step for part in parts for step in flatten_transform(part)]
+
+
 def find_transform(transform: nn.Module | None, kind: type[Kind]) -> Kind | None:
-    """Find a transform of a given class in another transform, however deeply it is nested.
+    """Find a transform of a given class in another transform.
 
     Args:
         transform (nn.Module | None): Transform.
@@ -338,7 +375,4 @@ def find_transform(transform: nn.Module | None, kind: type[Kind]) -> Kind | None
     Returns:
         Kind | None: The first one found, ``None`` if there is none.
     """
-    if isinstance(transform, kind):
-        return transform
-    parts = (find_transform(part, kind) for part in getattr(transform, "transforms", ()))
-    return next((part for part in parts if part is not None), None)
+    return next((step for step in flatten_transform(transform) if isinstance(step, kind)), None)

@@ -10,7 +10,8 @@ first batch of an epoch is waited for.
 import math
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,12 @@ class EndlessBatches(Sampler):
             epoch, first = epoch + 1, 0
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _start_worker(worker_init_fn: Callable[[int], None] | None, worker: int) -> None:
     """Let a worker leave Ctrl-C, which the terminal sends to it, too, to the main process."""
-    del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if worker_init_fn is not None:
+        worker_init_fn(worker)
 
 
 class TrainingLoader(DataLoader):
@@ -95,8 +97,8 @@ class TrainingLoader(DataLoader):
     """
 
     def __init__(self, loader: DataLoader) -> None:
-        # Drawn from the global random state, so that a seed of the user decides.
-        seed = int(torch.randint(2**62, ()))
+        # Drawn from the global random state, so that a seed of the user decides, unless the loader has its own.
+        seed = int(torch.randint(2**62, (), generator=loader.generator))
         self.batches = EndlessBatches(len(loader.dataset), loader.batch_size or 1, seed)  # type: ignore[arg-type]
         self.drawn = 0
         super().__init__(
@@ -106,7 +108,7 @@ class TrainingLoader(DataLoader):
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=partial(_start_worker, loader.worker_init_fn),
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
             # Starting an iterator draws a number, which must not come from the global random state.

@@ -4,6 +4,7 @@
 """What can be known to fail is found before stage 1, which takes a while, and all of it at once."""
 
 import copy
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,18 +15,24 @@ from typing import Any, cast
 import torch
 from anomalib.metrics import AnomalibMetric
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from anomalib_ddpm_st.core.cache import default_cache_dir
-from anomalib_ddpm_st.core.datasets import list_images, read_item
+from anomalib_ddpm_st.core.datasets import list_images, read_item, without_augmentations
 from anomalib_ddpm_st.core.images import MIN_BAR, NormalImages
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.diffusion import load_pipeline
 
+from .components import crops_before_resize
 from .training_data import DetectorModule, TrainingData
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOGGED_IN_TRAINING = ("train_loss", "train_loss_step", "train_loss_epoch")
+# What a ModelCheckpoint can monitor although nobody logs it.
+COUNTED = {"epoch", "step"}
 # Packages whose callbacks log nothing.
 QUIET_PACKAGES = ("lightning", "anomalib", "anomalib_ddpm_st")
 MAX_LISTED = 20
@@ -57,6 +64,11 @@ def check_before_training(
             problems += _check_network(model, data.images, data.batch_size)
     if len(problems) == 1:
         raise problems[0]
+    if not problems and crops_before_resize(getattr(model.pre_processor, "transform", None)):
+        logger.warning(
+            "The pre-processor crops or pads before Resize. anomalib's datamodules resize first, so the exported model "
+            "will see other images than training: put Resize first, or crop in the datamodule's augmentations."
+        )
     if problems:
         lines = [f"- {problem}" for problem in problems[:MAX_LISTED]]
         if len(problems) > MAX_LISTED:
@@ -87,10 +99,11 @@ def _check_monitors(model: DetectorModule, trainer: Trainer, data: TrainingData 
         names |= {cast("AnomalibMetric", metric).name for metric in getattr(model.evaluator, "val_metrics", [])}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in names and getattr(callback, "strict", True):
+        known = names | COUNTED if isinstance(callback, ModelCheckpoint) else names
+        if monitor is not None and monitor not in known and getattr(callback, "strict", True):
             yield ValueError(
                 f"{type(callback).__name__} monitors '{monitor}', which this training does not log: choose from "
-                f"{', '.join(sorted(names))}."
+                f"{', '.join(sorted(known))}."
             )
 
 
@@ -140,8 +153,11 @@ def check_files(datasets: Iterable[Dataset]) -> list[Exception]:
     """
     entries: dict[str, tuple[Dataset, int, str]] = {}
     for dataset in datasets:
-        if getattr(dataset, "samples", None) is not None:
-            entries |= {path: (part, position, path) for part, position, path, _ in list_images(dataset)}
+        try:
+            listed = list(list_images(dataset))
+        except TypeError:
+            continue
+        entries |= {path: (without_augmentations(part), position, path) for part, position, path, _ in listed}
 
     def read(entry: tuple[Dataset, int, str]) -> Exception | None:
         try:
@@ -168,7 +184,7 @@ def _check_network(model: DetectorModule, images: NormalImages, batch_size: int 
     smallest = 1 if batch_size is None else len(images) % batch_size or min(len(images), batch_size)
     height, width = pixels.shape[-2:]
     network = copy.deepcopy(getattr(model.model, "_orig_mod", model.model)).train()
-    example = torch.zeros(smallest, 3, height, width, device=network.score_spread.device)
+    example = network.score_spread.new_zeros(smallest, 3, height, width)
     try:
         with torch.no_grad():
             network(example, example)

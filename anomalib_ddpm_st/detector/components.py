@@ -6,9 +6,21 @@
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.pre_processing import PreProcessor
 from torch import nn
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms.v2 import (
+    CenterCrop,
+    Compose,
+    FiveCrop,
+    Normalize,
+    Pad,
+    RandomCrop,
+    RandomResizedCrop,
+    Resize,
+)
 
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, find_transform
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, find_transform, flatten_transform
+
+# Transforms that do not commute with Resize.
+FIELD_OF_VIEW = (CenterCrop, FiveCrop, Pad, RandomCrop, RandomResizedCrop)
 
 
 def make_pre_processor(
@@ -45,6 +57,22 @@ def refuse_normalize(pre_processor: nn.Module | None) -> None:
             "of the pre-processor."
         )
         raise ValueError(msg)
+
+
+def crops_before_resize(transform: nn.Module | None) -> bool:
+    """Whether a transform changes the field of view of images before it resizes them.
+
+    anomalib's datamodules resize before the transform, so that it then crops or pads another image than in the exported
+    model.
+
+    Args:
+        transform (nn.Module | None): Transform of a pre-processor.
+
+    Returns:
+        bool: Whether a crop or padding comes before Resize.
+    """
+    steps = [step for step in flatten_transform(transform) if isinstance(step, (Resize, *FIELD_OF_VIEW))]
+    return any(isinstance(step, Resize) for step in steps[1:]) and not isinstance(steps[0], Resize)
 
 
 def make_evaluator() -> Evaluator:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.deploy import CompressionType
@@ -22,6 +23,8 @@ from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
 from .openvino import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 
 ONNX_OPSET = 18
+# Two sizes of the same proportions, which a pre-processor that resizes or crops makes equal.
+PROBE_SIZES = ((48, 64), (96, 128))
 
 if TYPE_CHECKING:
     from anomalib.models import AnomalibModule as Base
@@ -30,7 +33,25 @@ else:
 
 
 class ExportMixin(Base):
-    """Export methods; comes before ``AnomalibModule`` in the bases of a model."""
+    """Export methods; comes before ``AnomalibModule`` in the bases of a model.
+
+    Attributes:
+        item_size (tuple[int, int] | None): Height and width of the training images before the pre-processor. ``None``
+            before training.
+    """
+
+    item_size: tuple[int, int] | None = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the size of the training images."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["item_size"] = None if self.item_size is None else list(self.item_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the size of the training images."""
+        super().on_load_checkpoint(checkpoint)
+        size = checkpoint.get("item_size")
+        self.item_size = None if size is None else (size[0], size[1])
 
     def to_onnx(  # type: ignore[override]
         self,
@@ -45,12 +66,21 @@ class ExportMixin(Base):
             export_root (Path | str): Folder to write to.
             model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
             input_size (tuple[int, int] | None): Height and width of the images that the exported model takes, before it
-                resizes them itself. ``None`` for any.
+                resizes them itself. ``None`` for any, or for that of the training images if the pre-processor does not
+                bring images to one size.
             **kwargs: Further arguments of ``torch.onnx.export``.
 
         Returns:
             Path: Path of the exported model.
+
+        Raises:
+            ValueError: If the size is needed, but not known.
         """
+        if input_size is None and not self._has_fixed_size():
+            if self.item_size is None:
+                msg = "The pre-processor does not bring images to one size: pass input_size, or train the model first."
+                raise ValueError(msg)
+            input_size = self.item_size
         return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
 
     @preserved_signal_stack()
@@ -122,6 +152,13 @@ class ExportMixin(Base):
             target.parent.mkdir(parents=True, exist_ok=True)
             openvino.save_model(model, target, compress_to_fp16=False)
         return target
+
+    def _has_fixed_size(self) -> bool:
+        """Whether images of any size have the same size after the pre-processor."""
+        transform = getattr(self.pre_processor, "transform", None)
+        if transform is None:
+            return False
+        return len({transform(torch.zeros(1, 3, *size)).shape for size in PROBE_SIZES}) == 1
 
     def _resize(self, input_size: tuple[int, int] | None) -> PreProcessor | None:
         """What comes before the exported model, which contains the pre-processor.

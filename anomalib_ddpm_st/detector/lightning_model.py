@@ -246,6 +246,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self._data = None
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, self.defects)
         pixels = None if images is None else images.load(MAX_REFERENCES)
+        self.item_size = None if images is None else images.item_size
         self.reference = NormalReference(self.model, pixels, self.augmentation)
         start = time.perf_counter()
         memory_bank = self.model.memory_bank
@@ -264,10 +265,10 @@ class DdpmSt(ExportMixin, AnomalibModule):
                 msg = f"{error} Or set defects.source to 'self_texture'."
                 raise TypeError(msg) from error
             data = TrainingData(None)
-        if getattr(self.trainer, "datamodule", None) is None:
+        if not isinstance(getattr(self.trainer, "datamodule", None), AnomalibDataModule):
             check_before_training(self, data)
-            # A bank can only be that of an earlier training.
-            self._prepare_bank(data.images)
+        # A bank can only be that of an earlier training; another process than the first finds it in the cache.
+        self._prepare_bank(data.images)
         return data
 
     def calibrate_scores(self, data: AnomalibDataModule | Dataset, renew_memory: bool = False) -> None:
@@ -329,6 +330,9 @@ class DdpmSt(ExportMixin, AnomalibModule):
         del args, kwargs
         if self.trainer.global_step >= self._last_step:
             self.trainer.should_stop = True
+        if self.trainer.should_stop:  # also by a signal or a timer
+            # An interval in epochs would leave out this last validation.
+            self.trainer.check_val_every_n_epoch = None
 
     def teardown(self, stage: str) -> None:
         """Release the textures after training: they are not part of the model."""

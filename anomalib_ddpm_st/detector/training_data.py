@@ -4,10 +4,11 @@
 """What the parts of a training know of the model, and its data with or without a datamodule."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +25,7 @@ class DetectorModule(Protocol):
     trainer: Trainer
     model: DdpmStModel
     reference: NormalReference | None
+    pre_processor: nn.Module | None
     evaluator: nn.Module | None
     defects: DefectConfig
     pre_trained: bool
@@ -83,7 +85,23 @@ class TrainingData:
         if isinstance(datamodule, AnomalibDataModule):
             return cls.from_datamodule(datamodule, pre_processor)
         loader = cast("DataLoader", trainer.train_dataloader)
-        loaders = trainer.val_dataloaders or []
-        validation = [part.dataset for part in (loaders if isinstance(loaders, list) else [loaders])]
+        if trainer.enable_validation and trainer.val_dataloaders is None:
+            # Lightning asks for them as late as in the first epoch that is validated.
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            trainer.training = True
+        validation = [part.dataset for part in list_loaders(trainer.val_dataloaders)]
         images = NormalImages.from_dataset(loader.dataset, pre_processor, next(iter(validation), None))
         return cls(images, getattr(loader, "batch_size", None), validation)
+
+
+def list_loaders(loaders: Any) -> list[DataLoader]:  # noqa: ANN401
+    """List the data loaders that a Trainer was given.
+
+    Args:
+        loaders (Any): One data loader or a collection of them, as Lightning takes it. ``None`` if there are none.
+
+    Returns:
+        list[DataLoader]: Data loaders.
+    """
+    return [part for part in CombinedLoader(loaders, "sequential").flattened if hasattr(part, "dataset")]

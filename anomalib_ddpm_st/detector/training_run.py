@@ -24,7 +24,7 @@ from anomalib_ddpm_st.core.random_state import random_state, set_random_state
 from anomalib_ddpm_st.core.training_loader import TrainingLoader
 
 from .normal_reference import SCALE_IMAGES
-from .training_data import DetectorModule
+from .training_data import DetectorModule, list_loaders
 
 # Largest number of images of validations, as a fraction of those of training steps. An image of a training step takes
 # longer, but validation starts its workers each time: together it stays below a tenth of the time.
@@ -108,6 +108,7 @@ class TrainingRun(Callback):
             and not cast("Any", trainer).overfit_batches
         ):
             self._datamodule = datamodule
+            self._limits["train_dataloader"] = vars(datamodule).get("train_dataloader")
             original = datamodule.train_dataloader
 
             def train_dataloader() -> DataLoader:
@@ -120,9 +121,14 @@ class TrainingRun(Callback):
         loader = original()
         if type(loader) is not DataLoader or type(loader.sampler) is not RandomSampler or loader.drop_last:
             return loader
+        sampler = loader.sampler
+        if loader.batch_size is None or sampler.replacement or sampler.num_samples != len(sampler.data_source):
+            return loader
         self._loader = TrainingLoader(loader)
         if self._loader_state is not None:
             self._loader.load_state_dict(self._loader_state)
+            # Lightning may ask for a new one later, which does not start there again.
+            self._loader_state = None
         return self._loader
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,11 +144,13 @@ class TrainingRun(Callback):
     def _find_interval(trainer: Trainer) -> int:
         """Steps between validations whose images are a fraction of those of training."""
         train = cast("DataLoader", trainer.train_dataloader)
-        per_step = len(train.dataset) / trainer.num_training_batches  # type: ignore[arg-type]
-        loaders = trainer.val_dataloaders if isinstance(trainer.val_dataloaders, list) else [trainer.val_dataloaders]
+        try:
+            per_step = len(train.dataset) / len(train)  # type: ignore[arg-type]
+        except TypeError:  # a stream
+            per_step = getattr(train, "batch_size", None) or 1
         images = SCALE_IMAGES
-        for loader, batches in zip(loaders, trainer.num_val_batches, strict=False):
-            images += int(batches) * (getattr(loader, "batch_size", None) or 1)
+        for loader, batches in zip(list_loaders(trainer.val_dataloaders), trainer.num_val_batches, strict=False):
+            images += int(batches) * (loader.batch_size or 1) if math.isfinite(batches) else 0
         return math.ceil(images / (VALIDATION_SHARE * per_step))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -285,8 +293,10 @@ class TrainingRun(Callback):
         self._handlers = {}
         if self._datamodule is not None:
             del self._datamodule.train_dataloader
+            if self._limits["train_dataloader"] is not None:  # the user's own
+                self._datamodule.train_dataloader = self._limits["train_dataloader"]
             self._datamodule = None
-        if self._owns_interval:
+        if "val_check_interval" in self._limits:
             trainer.val_check_interval = self._limits["val_check_interval"]
             trainer.check_val_every_n_epoch = self._limits["check_val_every_n_epoch"]
         if "max_epochs" in self._limits:

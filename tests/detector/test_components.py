@@ -6,9 +6,14 @@
 import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Grayscale, Normalize, Pad, Resize
 
-from anomalib_ddpm_st.detector.components import make_evaluator, make_pre_processor, refuse_normalize
+from anomalib_ddpm_st.detector.components import (
+    crops_before_resize,
+    make_evaluator,
+    make_pre_processor,
+    refuse_normalize,
+)
 
 
 def test_default_pre_processor() -> None:
@@ -45,6 +50,22 @@ def test_accepts_other_pre_processors() -> None:
     """One without Normalize, or none."""
     refuse_normalize(PreProcessor(transform=Resize((64, 96), antialias=False)))
     refuse_normalize(None)
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (None, False),
+        (CenterCrop(8), False),
+        (Compose([Resize(8), CenterCrop(4)]), False),
+        (Compose([Grayscale(3), Resize(8), Pad(2)]), False),
+        (Compose([CenterCrop(8), Resize(4)]), True),
+        (Compose([Compose([Pad(2)]), Resize(8)]), True),
+    ],
+)
+def test_crops_before_resize(transform: torch.nn.Module | None, expected: bool) -> None:
+    """These differ between training and the exported model."""
+    assert crops_before_resize(transform) == expected
 
 
 def test_evaluator() -> None:

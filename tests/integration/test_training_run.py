@@ -156,6 +156,7 @@ def test_resumed_training_equals_an_uninterrupted_one(train: Train, validates: b
         ({"max_epochs": 2}, 2 * STEPS_PER_EPOCH),
         ({"max_time": {"seconds": 1}}, None),
         ({"val_check_interval": 500, "check_val_every_n_epoch": None}, STEPS),
+        ({"check_val_every_n_epoch": 50}, STEPS),
     ],
 )
 def test_end_leaves_a_calibrated_checkpoint(
