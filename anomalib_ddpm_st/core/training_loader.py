@@ -7,17 +7,18 @@ With few images an epoch is one to a few steps. The usual data loader starts its
 first batch of an epoch is waited for.
 """
 
+import itertools
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 
 
 class SeededItems(Dataset):
@@ -139,3 +140,47 @@ class TrainingLoader(DataLoader):
         """
         self.batches.seed, self.drawn = state["seed"], state["drawn"]
         self._iterator = None
+
+
+class ResumableSampler(RandomSampler):
+    """Random images with replacement, whose position is part of checkpoints.
+
+    Args:
+        data (Sized): Items.
+        num_samples (int): Number of samples of an epoch.
+    """
+
+    def __init__(self, data: Sized, num_samples: int) -> None:
+        super().__init__(data, replacement=True, num_samples=num_samples)
+        self._seed = 0
+        self._taken = 0
+        self._samples: Iterator[int] | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        """Samples of an epoch; after a resumption, for which Lightning counts differently, they may end in another draw."""
+        for _ in range(self.num_samples):
+            if self._samples is None or self._taken == self.num_samples:
+                # As the base class does at every epoch.
+                self._seed, self._taken = int(torch.empty((), dtype=torch.int64).random_()), 0
+                self._samples = self._draw()
+            self._taken += 1
+            yield next(self._samples)
+
+    def _draw(self) -> Iterator[int]:
+        """Samples of a seed that were not taken."""
+        generator = torch.Generator().manual_seed(self._seed)
+        sampler = RandomSampler(self.data_source, replacement=True, num_samples=self.num_samples, generator=generator)
+        return itertools.islice(sampler, self._taken, None)
+
+    def state_dict(self) -> dict[str, int]:
+        """Seed and number of its samples that were taken."""
+        return {"seed": self._seed, "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue with the sample after those that were taken.
+
+        Args:
+            state (dict[str, int]): Result of :meth:`state_dict`.
+        """
+        self._seed, self._taken = state["seed"], state["taken"]
+        self._samples = self._draw()

@@ -181,7 +181,7 @@ def _check_network(model: DetectorModule, images: NormalImages, batch_size: int 
     except ValueError as error:
         yield error
         return
-    smallest = 1 if batch_size is None else len(images) % batch_size or min(len(images), batch_size)
+    smallest = 2 if batch_size is None else len(images) % batch_size or min(len(images), batch_size)
     height, width = pixels.shape[-2:]
     network = copy.deepcopy(getattr(model.model, "_orig_mod", model.model)).train()
     example = network.score_spread.new_zeros(smallest, 3, height, width)

@@ -41,7 +41,8 @@ class TrainingData:
 
     Attributes:
         images (NormalImages | None): Normal training images. ``None`` if the training set does not list them.
-        batch_size (int | None): Images per training batch. ``None`` if it is not known.
+        batch_size (int | None): Images per training batch, of which the last may have fewer. ``None`` if it is not
+            known.
         validation (list[Dataset]): Validation sets.
         test (list[Dataset]): Test sets that are known.
     """
@@ -92,7 +93,8 @@ class TrainingData:
             trainer.training = True
         validation = [part.dataset for part in list_loaders(trainer.val_dataloaders)]
         images = NormalImages.from_dataset(loader.dataset, pre_processor, next(iter(validation), None))
-        return cls(images, getattr(loader, "batch_size", None), validation)
+        full = getattr(loader, "drop_last", False)
+        return cls(images, None if full else getattr(loader, "batch_size", None), validation)
 
 
 def list_loaders(loaders: Any) -> list[DataLoader]:  # noqa: ANN401

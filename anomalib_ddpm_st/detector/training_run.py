@@ -5,20 +5,17 @@
 
 import json
 import math
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, RandomSampler
 
+from anomalib_ddpm_st.core.interruption import StopOnSignal
 from anomalib_ddpm_st.core.optimization import replace_default_epochs
 from anomalib_ddpm_st.core.random_state import random_state, set_random_state
 from anomalib_ddpm_st.core.training_loader import TrainingLoader
@@ -30,10 +27,9 @@ from .training_data import DetectorModule, list_loaders
 # longer, but validation starts its workers each time: together it stays below a tenth of the time.
 VALIDATION_SHARE = 0.05
 RECORD_FILE = "training.json"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class TrainingRun(Callback):
+class TrainingRun(StopOnSignal):
     """Runs the schedule of :class:`DdpmSt` in the loop of a Trainer.
 
     - A schedule of steps runs to its end on few images, too.
@@ -45,14 +41,12 @@ class TrainingRun(Callback):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._owns_interval = False
         self._limits: dict[str, Any] = {}
         self._datamodule: AnomalibDataModule | None = None
         self._loader: TrainingLoader | None = None
         self._loader_state: dict[str, int] | None = None
-        self._handlers: dict[int, Any] = {}
-        self._process = os.getpid()
-        self._signal: int | None = None
         # Of the last training step: validation must leave no trace in training.
         self._random_state: dict[str, Any] | None = None
         self._to_restore: dict[str, Any] | None = None
@@ -136,8 +130,7 @@ class TrainingRun(Callback):
         self._interval = self._find_interval(trainer)
         if self._owns_interval:
             trainer.val_check_batch = self._interval
-        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        super().on_train_start(trainer, pl_module)
         self._record(trainer, pl_module, finished=False)
 
     @staticmethod
@@ -153,19 +146,6 @@ class TrainingRun(Callback):
             images += int(batches) * (loader.batch_size or 1) if math.isfinite(batches) else 0
         return math.ceil(images / (VALIDATION_SHARE * per_step))
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Let the first signal end training after the current step, and the second one at once."""
-        del frame
-        if os.getpid() != self._process:
-            # A worker of a data loader, which inherits this handler. The terminal sends Ctrl-C to it, too.
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
-        if self._signal is not None:
-            raise KeyboardInterrupt
-        self._signal = number
-        os.write(2, b"\nStopping after this step, with a checkpoint. Once more stops at once, without one.\n")
-
     # ---------------------------------------------------------------------------------------------------------------
     # Steps
 
@@ -178,11 +158,11 @@ class TrainingRun(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object, **kwargs: object) -> None:
         """Stop on a signal; without validations, save at the same interval."""
-        del args, kwargs
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
         self._random_state = random_state()
-        if self._signal is not None:
-            trainer.should_stop = True
-        elif self._owns_interval and not self._validates(trainer) and trainer.global_step % self._interval == 0:
+        if trainer.should_stop:
+            return
+        if self._owns_interval and not self._validates(trainer) and trainer.global_step % self._interval == 0:
             self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,7 +170,7 @@ class TrainingRun(Callback):
         del pl_module
         if trainer.state.fn == TrainerFn.FITTING:
             self._to_restore = self._random_state
-            if self._signal is not None:
+            if self.signal_number is not None:
                 trainer.should_stop = True
 
     @staticmethod
@@ -263,7 +243,7 @@ class TrainingRun(Callback):
         if stage != TrainerFn.FITTING:
             return
         self._restore(trainer)
-        interrupted = self._signal is not None
+        interrupted = self.signal_number is not None
         self._record(trainer, pl_module, finished=not interrupted)
         if trainer.is_global_zero:
             steps = cast("DetectorModule", pl_module).training_steps
@@ -275,9 +255,9 @@ class TrainingRun(Callback):
                 line += "\nTo go on, run it again with this path as ckpt_path (on the command line --ckpt_path)"
                 line += "." if interrupted else " and a higher bound of steps, epochs or time."
             print(line, flush=True)  # noqa: T201
-        if self._signal is not None:
+        if self.signal_number is not None:
             pl_module.teardown(stage)
-            raise SystemExit(128 + self._signal)
+            raise SystemExit(128 + self.signal_number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave everything as it was after an error or an interruption, too, for which Lightning calls no teardown."""
@@ -288,13 +268,11 @@ class TrainingRun(Callback):
 
     def _restore(self, trainer: Trainer) -> None:
         """Leave Trainer, datamodule and signals as they were."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        self.give_back_signals()
         if self._datamodule is not None:
             del self._datamodule.train_dataloader
             if self._limits["train_dataloader"] is not None:  # the user's own
-                self._datamodule.train_dataloader = self._limits["train_dataloader"]
+                self._datamodule.train_dataloader = self._limits["train_dataloader"]  # type: ignore[method-assign]
             self._datamodule = None
         if "val_check_interval" in self._limits:
             trainer.val_check_interval = self._limits["val_check_interval"]

@@ -152,9 +152,9 @@ class DiffusionModule(pl.LightningModule):
         if self._random_state is not None:
             set_random_state(self._random_state)
 
-    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
-        """Update the averaged weights."""
-        del args, kwargs
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Update the averaged weights, too; ``on_train_batch_end`` comes after a checkpoint of the step."""
+        super().optimizer_step(*args, **kwargs)
         self.ema.step(self.unet.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from anomalib_ddpm_st.core.config import as_config
+from anomalib_ddpm_st.core.interruption import StopOnSignal
 from anomalib_ddpm_st.core.progress import StageProgressBar
+from anomalib_ddpm_st.core.training_loader import ResumableSampler
 
 from .config import DiffusionConfig
 from .lightning_model import DiffusionModule
@@ -62,7 +64,7 @@ def train_diffusion(
     config = as_config(DiffusionConfig, config)
     output_dir = Path(output_dir)
     checkpoint = output_dir / CHECKPOINT_NAME
-    sampler = RandomSampler(images, replacement=True, num_samples=STEPS_PER_EPOCH * config.batch_size)
+    sampler = ResumableSampler(images, STEPS_PER_EPOCH * config.batch_size)
     dataloader = DataLoader(
         TensorDataset(images),
         batch_size=config.batch_size,
@@ -80,7 +82,8 @@ def train_diffusion(
             few_images=len(images) < ENOUGH_IMAGES,
             window_size=WINDOW_SIZE if max(images.shape[-2:]) > MAX_WHOLE_SIZE else None,
         )
-        trainer = _make_trainer(checkpoint, config.training_steps, **trainer_arguments)
+        stop = SaveOnSignal(checkpoint, sampler)
+        trainer = _make_trainer(checkpoint, config.training_steps, stop, **trainer_arguments)
         _fit(trainer, module, dataloader, checkpoint)
     pipeline = module.cpu().pipeline()
     if trainer.is_global_zero:
@@ -89,7 +92,41 @@ def train_diffusion(
     return pipeline
 
 
-def _make_trainer(checkpoint: Path, training_steps: int, **trainer_arguments: Any) -> Trainer:  # noqa: ANN401
+class SaveOnSignal(StopOnSignal):
+    """Saves a checkpoint when a signal ends the training; all checkpoints hold the position in the data.
+
+    Args:
+        checkpoint (Path): File.
+        sampler (ResumableSampler): Sampler of the images.
+    """
+
+    def __init__(self, checkpoint: Path, sampler: ResumableSampler) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.sampler = sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """State of the sampler."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Set the state of the sampler."""
+        self.sampler.load_state_dict(state_dict)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a signal."""
+        del pl_module
+        self.give_back_signals()
+        if self.signal_number is not None:
+            trainer.save_checkpoint(self.checkpoint)
+
+
+def _make_trainer(
+    checkpoint: Path,
+    training_steps: int,
+    stop: SaveOnSignal,
+    **trainer_arguments: Any,  # noqa: ANN401
+) -> Trainer:
     """Trainer that saves its checkpoint every 100 steps."""
     return Trainer(
         max_steps=training_steps,
@@ -100,11 +137,12 @@ def _make_trainer(checkpoint: Path, training_steps: int, **trainer_arguments: An
         default_root_dir=checkpoint.parent,
         callbacks=[
             StageProgressBar("Stage 1 of 3, DDPM of normal images", training_steps),
+            stop,
             ModelCheckpoint(
                 dirpath=checkpoint.parent,
                 filename=checkpoint.stem,
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
+                # At the end of an epoch, Lightning would resume with one more step of it.
+                every_n_train_steps=STEPS_PER_EPOCH,
                 enable_version_counter=False,
             ),
         ],
