@@ -33,7 +33,9 @@ class StopOnSignal(Callback):
         """Take over the signals."""
         del pl_module
         if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            # A shell lets jobs in the background ignore Ctrl-C.
+            heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in heeded}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal, and end training at the second one."""

@@ -157,7 +157,7 @@ class ResumableSampler(RandomSampler):
         self._samples: Iterator[int] | None = None
 
     def __iter__(self) -> Iterator[int]:
-        """Samples of an epoch; after a resumption, for which Lightning counts differently, they may end in another draw."""
+        """Samples of an epoch; after a resumption, for which Lightning counts steps differently, of two draws."""
         for _ in range(self.num_samples):
             if self._samples is None or self._taken == self.num_samples:
                 # As the base class does at every epoch.
