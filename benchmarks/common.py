@@ -217,7 +217,10 @@ def save_record(path: Path, figures: Mapping[str, Any]) -> None:
     """
     record = {**figures, "command": command(), "commit": commit(), "machine": machine()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    # An interruption must not leave half a file.
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from anomalib.data import get_datamodule
+from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import get_image_filenames
+from jsonargparse import ArgumentError, ArgumentParser
 
 from anomalib_ddpm_st.core.config import check_integer
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, make_resize
@@ -127,7 +128,14 @@ def _normal_images(images: Path | None, data: Path | None) -> Callable[[tuple[in
     if not isinstance(config, dict):
         msg = f"The datamodule config {data} must have the keys class_path and init_args."
         raise ValueError(msg)
-    datamodule = get_datamodule(config.get("data", config))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnomalibDataModule, "data", required=True, fail_untyped=False)
+    try:
+        parsed = parser.parse_object({"data": config.get("data", config)})
+    except ArgumentError as error:
+        msg = f"The datamodule config {data} cannot be used: {error}"
+        raise ValueError(msg) from error
+    datamodule = parser.instantiate_classes(parsed)["data"]
     datamodule.prepare_data()
     datamodule.setup("fit")
     return lambda size: NormalImages.from_datamodule(datamodule, make_resize(size))

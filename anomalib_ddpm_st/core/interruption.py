@@ -62,7 +62,7 @@ class StopOnSignal(Callback):
         self.give_back_signals()
 
     def give_back_signals(self) -> None:
-        """Put the handlers of before back."""
+        """Put the previous handlers back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

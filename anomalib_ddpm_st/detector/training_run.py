@@ -71,7 +71,8 @@ class TrainingRun(StopOnSignal):
             )
             raise RuntimeError(msg)
         self._limits = {
-            "val_check_interval": trainer.val_check_interval,
+            # An interval in hours and minutes is kept elsewhere by Lightning.
+            "val_check_interval": getattr(trainer, "val_check_interval", None),
             "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
         }
         self._owns_interval = self._limits == {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
@@ -233,6 +234,8 @@ class TrainingRun(StopOnSignal):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of training."""
         self._save(trainer, pl_module)
+        # Lightning puts back the handlers that it replaced before it calls teardown.
+        self.give_back_signals()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where the checkpoint is and how to go on; exit after a signal.

@@ -21,8 +21,9 @@ from anomalib_ddpm_st.cli.synthesize import synthesize
 from anomalib_ddpm_st.detector import DdpmSt
 from anomalib_ddpm_st.detector.teacher import Teacher
 from anomalib_ddpm_st.diffusion import DiffusionConfig
-from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig
+from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
 
+SELF_TEXTURE = DefectConfig(source="self_texture")
 BANK = BankConfig(size=3, delta=(0.5, 0.9), num_inference_steps=2)
 
 
@@ -102,6 +103,56 @@ def test_images_of_a_datamodule(tmp_path: Path, good: Path, ddpm: Path, weights:
         assert {Path(row["source"]).parent for row in rows} == {good}
 
 
+def test_pairs_of_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the size of its normal image; of a datamodule that chooses its images at random they are the same."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "good").mkdir()
+    for index in range(8):
+        pixels = rng.integers(0, 256, (40 + index, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "good" / f"{index}.png")
+    splits = {"test_split_mode": "none", "val_split_mode": "from_train", "val_split_ratio": 0.5}
+    arguments = {"name": "x", "root": str(tmp_path), "normal_dir": "good", **splits}
+    path = tmp_path / "data.yaml"
+    path.write_text(yaml.safe_dump({"class_path": "Folder", "init_args": arguments}))
+    output = tmp_path / "pairs"
+    used: list[str] = []
+    monkeypatch.setattr(
+        "anomalib_ddpm_st.cli.synthesize.prepare_generator",
+        lambda images, defects, *_, **__: [used.extend(images.paths), DiffusionAnomalyGenerator(defects=defects)][1],
+    )
+    synthesize(output, data=path, defects=SELF_TEXTURE, full_size=True, image_size=(32, 32))
+    rows = list(csv.DictReader((output / "pairs.csv").open()))
+    assert len(rows) == 4
+    assert [row["source"] for row in rows] == used
+    for row in rows:
+        with Image.open(output / "image" / row["name"]) as image:
+            assert image.size == (60, 40 + int(Path(row["source"]).stem))
+    assert json.loads((output / "settings.json").read_text())["image_size"] is None
+
+
+def test_augmentations_of_a_datamodule(tmp_path: Path, good: Path) -> None:
+    """Those that test images get come before the resize to the size of the pairs."""
+    crop = {"class_path": "torchvision.transforms.v2.CenterCrop", "init_args": {"size": 24}}
+    splits = {"test_split_mode": "none", "val_split_mode": "none"}
+    arguments = {"name": "x", "root": str(good.parent), "normal_dir": good.name, "augmentations": crop, **splits}
+    path = tmp_path / "data.yaml"
+    path.write_text(yaml.safe_dump({"class_path": "Folder", "init_args": arguments}))
+    output = tmp_path / "pairs"
+    synthesize(output, data=path, defects=SELF_TEXTURE, full_size=True)
+    with Image.open(output / "image" / "00000_00.png") as image:
+        assert image.size == (24, 24)
+
+
+@pytest.mark.parametrize("changed", [{"image_size": (16, 16)}, {"full_size": True}])
+def test_sizes_are_not_mixed(tmp_path: Path, good: Path, changed: dict[str, Any]) -> None:
+    """The output folder holds pairs of one size; the same command goes on."""
+    arguments = {"output": tmp_path / "pairs", "images": good, "defects": SELF_TEXTURE, "image_size": (32, 32)}
+    synthesize(**arguments)
+    synthesize(**arguments)
+    with pytest.raises(FileExistsError, match="made with other settings"):
+        synthesize(**{**arguments, **changed})
+
+
 @pytest.mark.parametrize("arguments", [{}, {"images": Path("a"), "data": Path("b")}])
 def test_one_source_of_images(tmp_path: Path, arguments: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="either a folder of normal images"):
@@ -115,7 +166,15 @@ def test_number_of_pairs_is_checked_first(tmp_path: Path, good: Path, name: str)
     assert not (tmp_path / "pairs").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "cannot be parsed"), ("Folder", "must have the keys")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", r"data\.yaml cannot be parsed"),
+        ("Folder", r"data\.yaml must have the keys"),
+        ("class_path: Nowhere", r"data\.yaml cannot be used(.|\n)*Nowhere"),
+        ("data: {class_path: Folder, init_args: {nam: x}}", r"data\.yaml cannot be used(.|\n)*'nam' is not accepted"),
+    ],
+)
 def test_broken_datamodule_config(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "data.yaml"
     path.write_text(text)
@@ -125,8 +184,7 @@ def test_broken_datamodule_config(tmp_path: Path, text: str, message: str) -> No
 
 def test_self_textures_need_no_ddpm(tmp_path: Path, good: Path) -> None:
     output = tmp_path / "pairs"
-    defects = DefectConfig(source="self_texture")
-    synthesize(output, good, image_size=(32, 32), defects=defects, cache_dir=tmp_path / "cache")
+    synthesize(output, good, image_size=(32, 32), defects=SELF_TEXTURE, cache_dir=tmp_path / "cache")
     assert len(list((output / "image").glob("*.png"))) == 3
     assert not (tmp_path / "cache").exists()
     assert not any(

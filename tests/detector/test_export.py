@@ -7,17 +7,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from anomalib.data import AnomalibDataModule
+import torch
+from anomalib.data import AnomalibDataModule, Folder
 from anomalib.deploy import CompressionType
+from anomalib.pre_processing import PreProcessor
+from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize, Transform
 
+from anomalib_ddpm_st.core.images import NormalImages
+from anomalib_ddpm_st.detector import export
 from anomalib_ddpm_st.detector.export import ONNX_OPSET, ExportMixin
 
 
 class Base:
     """Stands for anomalib's own methods and records their arguments."""
-
-    input_size = (64, 64)
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -30,7 +35,7 @@ class Base:
     def to_openvino(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
         """Record the arguments."""
         self.calls.append((args, kwargs))
-        return Path("model.xml")
+        return Path(args[0]) / "model.xml"
 
 
 class Model(ExportMixin, Base):
@@ -57,7 +62,7 @@ def test_opset_of_onnx(given: dict[str, int], opset: int) -> None:
 def test_other_compressions_are_left_to_anomalib(compression: CompressionType | None) -> None:
     """With all arguments."""
     model = Model()
-    assert model.to_openvino("root", "name", (32, 32), compression, max_drop=0.5) == Path("model.xml")
+    assert model.to_openvino("root", "name", (32, 32), compression, max_drop=0.5) == Path("root/model.xml")
     assert model.calls == [(("root", "name", (32, 32), compression, None, None, None, 0.5, None, None), {})]
 
 
@@ -86,3 +91,42 @@ def test_accuracy_control_needs_a_validation_set() -> None:
     with pytest.raises(ValueError, match="INT8_ACQ needs a validation set"):
         model.to_openvino("root", compression_type=CompressionType.INT8_ACQ, datamodule=data)
     assert not model.calls
+
+
+@pytest.mark.parametrize(
+    ("input_size", "transform", "size"),
+    [
+        ((16, 24), Resize((8, 8)), (16, 24)),
+        ((16, 24), None, (16, 24)),
+        (None, Compose([Resize((8, 12), antialias=False), CenterCrop(8)]), (8, 12)),
+        (None, CenterCrop(8), None),
+        (None, None, None),
+    ],
+)
+def test_calibration_images(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    input_size: tuple[int, int] | None,
+    transform: Transform | None,
+    size: tuple[int, int] | None,
+) -> None:
+    """Normal training images of the input size, as many as needed: crops are part of the exported model."""
+    (tmp_path / "good").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "good" / f"{index}.png")
+    splits = {"test_split_mode": "none", "val_split_mode": "none"}
+    data = Folder(name="x", root=tmp_path, normal_dir="good", num_workers=0, **splits)
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(export, "MAX_CALIBRATION_IMAGES", 3)
+    monkeypatch.setattr(export, "quantize", lambda _, images: given.append(images))
+    monkeypatch.setattr("openvino.Core", lambda: SimpleNamespace(read_model=str))
+    monkeypatch.setattr("openvino.save_model", lambda *_, **__: None)
+    model = Model()
+    model.pre_processor = PreProcessor(transform)
+    compression = CompressionType.INT8_PTQ
+    path = model.to_openvino(tmp_path, "name", input_size, compression_type=compression, datamodule=data)
+    assert path == tmp_path / "model.xml"
+    paths = [tmp_path / "good" / f"{index}.png" for index in (0, 2, 4)]
+    assert torch.equal(given[0], NormalImages.from_files(paths, size).load())

@@ -3,6 +3,7 @@
 
 """Tests of the Lightning module without an Engine."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from inspect import signature
@@ -11,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-import pandas as pd
 import pytest
 import torch
 from anomalib import LearningType
@@ -19,18 +19,26 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.models import get_model
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Normalize, Resize
 
 from anomalib_ddpm_st import BankConfig, DefectConfig, DiffusionConfig
+from anomalib_ddpm_st.core.datasets import ImageFiles
 from anomalib_ddpm_st.core.geometry import flip_rotate
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.detector import DdpmSt, lightning_model
 from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, jitter_pair
+from anomalib_ddpm_st.detector.checks import check_before_training
+from anomalib_ddpm_st.detector.training_data import TrainingData
+from anomalib_ddpm_st.detector.training_run import TrainingRun
 from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, TextureBank
 from anomalib_ddpm_st.synthesis.config import Source
 from anomalib_ddpm_st.synthesis.preparation import PreparedBank
+
+from .conftest import cut, make_datamodule, write_images
 
 LAYERS = ["layer1", "layer2"]
 SELF_TEXTURE = {"source": "self_texture"}
@@ -67,10 +75,32 @@ def model(shared_model: DdpmSt) -> Iterator[DdpmSt]:
     shared_model.load_state_dict(state)
 
 
+@pytest.fixture(autouse=True)
+def checks(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Stands for the check before training, which has tests of its own and finds nothing here."""
+    check = MagicMock(return_value=None)
+    monkeypatch.setattr(lightning_model, "check_before_training", check)
+    return check
+
+
 def attach(model: DdpmSt, **trainer: Any) -> SimpleNamespace:  # noqa: ANN401
-    """Give the model a stand-in for the Trainer."""
-    model._trainer = SimpleNamespace(**{"ckpt_path": None, "datamodule": None, **trainer})
+    """Give the model a stand-in for a Trainer on the CPU."""
+    defaults = {
+        "ckpt_path": None,
+        "datamodule": None,
+        "enable_validation": False,
+        "val_dataloaders": None,
+        "state": SimpleNamespace(fn=TrainerFn.FITTING),
+        "strategy": SimpleNamespace(root_device=torch.device("cpu")),
+        "precision": "32-true",
+    }
+    model._trainer = SimpleNamespace(**{**defaults, **trainer})
     return model._trainer
+
+
+def loader(dataset: Any) -> SimpleNamespace:  # noqa: ANN401
+    """Stand-in for the data loader of a training set."""
+    return SimpleNamespace(dataset=dataset, batch_size=2)
 
 
 def with_symmetries(model: DdpmSt, *rows: tuple[int, int, int]) -> torch.Tensor:
@@ -80,16 +110,12 @@ def with_symmetries(model: DdpmSt, *rows: tuple[int, int, int]) -> torch.Tensor:
     return symmetries
 
 
-def write_parts(folder: Path, count: int, part: torch.Tensor) -> SimpleNamespace:
-    """Dataset of noisy images of a part of shape ``(3, H, W)``."""
-    folder.mkdir(exist_ok=True)
-    paths = [str(folder / f"{index}.png") for index in range(count)]
-    for path in paths:
-        pixels = (part + 0.02 * torch.randn_like(part)).clamp(0, 1) * 255
-        Image.fromarray(pixels.permute(1, 2, 0).round().byte().numpy()).save(path)
-    return SimpleNamespace(samples=pd.DataFrame({"image_path": paths, "label_index": 0}))
+def write_parts(folder: Path, count: int) -> ImageFiles:
+    """Dataset of noisy images of one part."""
+    return ImageFiles(write_images(folder, count))
 
 
+BANK = PreparedBank(Path("bank"), Path("ddpm"))
 OTHER_DATASET = torch.utils.data.TensorDataset(torch.rand(2, 3, 8, 8))
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,23 +276,18 @@ def test_sources(source: Source, needs_bank: bool, tmp_path: Path, monkeypatch: 
     """Only sources that need a bank prepare one; the generator makes defects either way."""
     textures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     TextureBank(textures, torch.tensor([0, 0]), torch.zeros(1, 768)).save(tmp_path)
-    asked: list[Any] = []
+    asked: list[list[str]] = []
 
-    def prepare(paths: list[str], *_: Any, **__: Any) -> PreparedBank:  # noqa: ANN401
-        asked.append(paths)
+    def prepare(images: NormalImages, *_: Any, **__: Any) -> PreparedBank:  # noqa: ANN401
+        asked.append(images.paths)
         return PreparedBank(tmp_path, tmp_path / "ddpm", {"diffusion": 1.0, "bank": 2.0})
 
     monkeypatch.setattr(lightning_model, "prepare_bank", prepare)
     model = make_model(defects={"source": source}, augmentation="none")
-    dataset = write_parts(tmp_path / "images", 2, torch.rand(3, 64, 64))
-    attach(
-        model,
-        train_dataloader=SimpleNamespace(dataset=dataset),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        precision="32-true",
-    )
+    dataset = write_parts(tmp_path / "images", 2)
+    attach(model, train_dataloader=loader(dataset))
     model.on_train_start()
-    assert asked == ([dataset.samples["image_path"].tolist()] if needs_bank else [])
+    assert asked == ([dataset.paths] if needs_bank else [])
     assert (model.generator.bank_textures is not None) == needs_bank
     if needs_bank:
         assert torch.equal(model.generator.bank_textures.bank.textures, textures)
@@ -277,16 +298,21 @@ def test_sources(source: Source, needs_bank: bool, tmp_path: Path, monkeypatch: 
     assert masks.any()
     model.teardown("fit")
     assert model.generator is None
+    assert model.reference is None
 
 
-@pytest.mark.parametrize(("datamodule", "expected"), [(None, "new"), ("datamodule", "old")])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [("data loaders", "new"), ("another datamodule", "new"), ("another process", "new"), ("datamodule", "old")],
+)
 def test_bank_of_an_earlier_training(
-    datamodule: str | None,
+    data: str,
     expected: str,
+    checks: MagicMock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Other images in bare dataloaders get their own bank; with a datamodule it was prepared before."""
+    """It belongs to other images, unless a datamodule had it prepared before; only then the data was checked, too."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         textures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
@@ -294,26 +320,24 @@ def test_bank_of_an_earlier_training(
     monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: PreparedBank(tmp_path / "new", tmp_path))
     model = make_model(defects=None, augmentation="none")
     model.bank_dir = tmp_path / "old"
+    datamodule = make_datamodule(tmp_path / "data")
+    datamodule.setup()
     attach(
         model,
-        datamodule=datamodule,
-        train_dataloader=SimpleNamespace(dataset=write_parts(tmp_path / "images", 2, torch.rand(3, 64, 64))),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        precision="32-true",
+        datamodule={"another datamodule": LightningDataModule(), "data loaders": None}.get(data, datamodule),
+        train_dataloader=loader(datamodule.train_data),
     )
+    if data == "datamodule":
+        model._data = TrainingData.from_datamodule(datamodule, model.pre_processor)
     model.on_train_start()
     assert model.bank_dir == tmp_path / expected
+    assert checks.called == (data in {"data loaders", "another datamodule"})
 
 
 def test_no_diffusion_without_need(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any dataset trains with shuffled tiles."""
     monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: pytest.fail("stage 1 was started"))
-    attach(
-        model,
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-        datamodule=None,
-        train_dataloader=SimpleNamespace(dataset=OTHER_DATASET),
-    )
+    attach(model, train_dataloader=loader(OTHER_DATASET))
     model.prepare_data()
     model.on_train_start()
     assert isinstance(model.generator, DiffusionAnomalyGenerator)
@@ -321,37 +345,111 @@ def test_no_diffusion_without_need(model: DdpmSt, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("source", ["diffusion", "mixture"])
-def test_bank_is_prepared_before_training(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training set of the datamodule is set up for it, once."""
+def test_bank_is_prepared_before_training(
+    source: Source, checks: MagicMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The datamodule is set up for it and checked; training uses the same data, once."""
     model = make_model(defects={"source": source})
     asked: list[Any] = []
-    monkeypatch.setattr(model, "_prepare_bank", asked.append)
-    datamodule = MagicMock(spec=AnomalibDataModule, train_data="images")
-    attach(model, state=SimpleNamespace(fn=TrainerFn.FITTING), datamodule=datamodule)
+    monkeypatch.setattr(lightning_model, "prepare_bank", lambda images, *_, **__: [asked.append(images), BANK][1])
+    monkeypatch.setattr(lightning_model, "DiffusionAnomalyGenerator", lambda *given: given)
+    datamodule = make_datamodule(tmp_path)
+    trainer = attach(model, datamodule=datamodule)
     model.prepare_data()
-    assert asked == ["images"]
-    datamodule.setup.assert_called_once_with(TrainerFn.FITTING)
+    (images,) = asked
+    assert images.paths == sorted(str(path) for path in (tmp_path / "normal").iterdir())
+    data = checks.call_args.args[1]
+    checks.assert_called_once_with(model, data)
+    assert data.images is images
+    assert data.validation == [datamodule.val_data]
+    assert datamodule._is_setup
+    model.on_train_start()
+    assert asked == [images]
+    assert model.generator == (BANK.bank_dir, model.defects)
+    assert model.item_size == images.item_size == (64, 64)
+    # Of the next training, whose data is another.
+    trainer.datamodule, trainer.train_dataloader = None, loader(write_parts(tmp_path / "other", 2))
+    model.on_train_start()
+    assert len(asked) == 2
+
+
+def test_missing_images_are_named(tmp_path: Path, checks: MagicMock) -> None:
+    """Together with everything else that is wrong."""
+    datamodule = make_datamodule(tmp_path, normal_dir="nowhere")
+    model = make_model()
+    attach(model, datamodule=datamodule)
+    checks.side_effect = RuntimeError("several")
+    with pytest.raises(RuntimeError, match="several"):
+        model.prepare_data()
+    ((_, data, problems),) = [call.args for call in checks.call_args_list]
+    assert data is None
+    (problem,) = problems
+    assert isinstance(problem, FileNotFoundError)
+    assert re.match(r"The images are missing .*nowhere.*: check the root and the folders", str(problem))
+
+
+@pytest.mark.parametrize("kind", ["datamodule", "data loaders"])
+def test_problems_are_found_before_stage_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-written test image, with a datamodule as well as with data loaders."""
+    monkeypatch.setattr(lightning_model, "check_before_training", check_before_training)
+    monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: pytest.fail("stage 1 was started"))
+    datamodule = make_datamodule(tmp_path / "data")
+    datamodule.setup()
+    name = cut(datamodule.val_data.samples.image_path[0])
+    model = make_model(defects=None, cache_dir=str(tmp_path / "cache"))
+    trainer = {"callbacks": [], "min_steps": None, "limit_val_batches": 1.0, "default_root_dir": tmp_path / "results"}
+    if kind == "datamodule":
+        attach(model, datamodule=datamodule, **trainer)
+        start = model.prepare_data
+    else:
+        validation = DataLoader(datamodule.val_data)
+        attach(model, train_dataloader=loader(datamodule.train_data), val_dataloaders=validation, **trainer)
+        start = model.on_train_start
+    with pytest.raises(ValueError, match=rf"^The image \S+{name} cannot be read"):
+        start()
+
+
+@pytest.mark.parametrize("kind", ["datamodule", "data loaders"])
+def test_interrupted_stage_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It ends the process as an interruption does, and says how to go on; Lightning would say nothing."""
+    model = make_model(defects=None)
+    monkeypatch.setattr(lightning_model, "prepare_bank", MagicMock(side_effect=KeyboardInterrupt("run it again")))
+    if kind == "datamodule":
+        attach(model, datamodule=make_datamodule(tmp_path))
+        start = model.prepare_data
+    else:
+        attach(model, train_dataloader=loader(write_parts(tmp_path, 2)))
+        start = model.on_train_start
+    with pytest.raises(SystemExit) as stop:
+        start()
+    assert stop.value.code == 130
+    assert capsys.readouterr().out == "Interrupted. run it again\n"
 
 
 @pytest.mark.parametrize("function", [TrainerFn.TESTING, TrainerFn.VALIDATING, TrainerFn.PREDICTING])
-def test_nothing_is_prepared_for_testing(function: TrainerFn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only training makes defects."""
+def test_nothing_is_prepared_for_testing(
+    function: TrainerFn, checks: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only training makes defects, and needs to be checked."""
     model = make_model(defects=None)
     monkeypatch.setattr(model, "_prepare_bank", lambda *_: pytest.fail("stage 1 was started"))
-    attach(model, state=SimpleNamespace(fn=function), datamodule=None)
+    attach(model, state=SimpleNamespace(fn=function), datamodule=MagicMock(spec=AnomalibDataModule))
     model.prepare_data()
+    checks.assert_not_called()
 
 
 def test_other_datasets_are_refused() -> None:
     """A dataset without paths is named, with the remedy."""
     model = make_model(defects=None)
-    attach(model, train_dataloader=SimpleNamespace(dataset=OTHER_DATASET))
+    attach(model, train_dataloader=loader(OTHER_DATASET))
     with pytest.raises(TypeError, match=r"TensorDataset.*Folder.*self_texture"):
         model.on_train_start()
 
 
 def test_what_stages_one_and_two_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Normal training images only, at the size of the detector, with the settings of the model."""
+    """Normal training images only, as the detector sees them, with the settings of the model."""
     seen: dict[str, Any] = {}
 
     def prepare(*arguments: Any, **further: Any) -> PreparedBank:  # noqa: ANN401
@@ -360,18 +458,17 @@ def test_what_stages_one_and_two_get(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(lightning_model, "prepare_bank", prepare)
     model = make_model(defects=None, bank={"size": 3}, diffusion={"training_steps": 9}, cache_dir=str(tmp_path))
-    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
+    datamodule = make_datamodule(tmp_path / "data")
+    datamodule.setup(TrainerFn.FITTING)
+    samples = datamodule.train_data.samples
+    samples.loc[1, "label_index"] = 1
     device = torch.device("cpu")
-    attach(
-        model,
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-        datamodule=MagicMock(spec=AnomalibDataModule, train_data=SimpleNamespace(samples=samples)),
-        strategy=SimpleNamespace(root_device=device),
-        precision="bf16-mixed",
-    )
+    attach(model, datamodule=datamodule, precision="bf16-mixed")
     model.prepare_data()
-    expected = (["a", "c"], (64, 64), BankConfig(3), DiffusionConfig(9), None, str(tmp_path), device, "bf16-mixed")
-    assert seen["arguments"] == expected
+    images, *settings = seen["arguments"]
+    assert images.paths == [path for index, path in enumerate(samples.image_path) if index != 1]
+    assert images.pre_processor is model.pre_processor
+    assert settings == [BankConfig(3), DiffusionConfig(9), None, str(tmp_path), device, "bf16-mixed"]
     assert seen["further"] == {"min_images": 2}
     assert model.bank_dir == tmp_path / "bank"
 
@@ -409,15 +506,37 @@ def test_schedule_ends_where_training_ends(model: DdpmSt, batches: float, steps:
     assert rates[0] < 0.5 * max(rates)
 
 
-@pytest.mark.parametrize(("step", "stops"), [(49, False), (50, True)])
-def test_schedule_ends_training(model: DdpmSt, step: int, stops: bool) -> None:
-    """Training stops when the schedule is complete, and not before."""
+@pytest.mark.parametrize(("batches", "last"), [(None, 50), (1000, 50), (20, 20), (float("inf"), 50)])
+@pytest.mark.parametrize("left", [0, 1])
+def test_schedule_ends_training(model: DdpmSt, batches: float | None, last: int, left: int) -> None:
+    """Training stops when the schedule is complete, or as much of it as the Trainer allows, and not before.
+
+    Then it validates, also if the validations are some epochs apart.
+    """
     trainer = attach(
-        model, global_step=step, should_stop=False, train_dataloader=SimpleNamespace(dataset=OTHER_DATASET)
+        model,
+        global_step=last - left,
+        should_stop=False,
+        check_val_every_n_epoch=3,
+        estimated_stepping_batches=batches,
+        train_dataloader=loader(OTHER_DATASET),
     )
+    model._last_step = model.training_steps
+    if batches is not None:
+        model.configure_optimizers()
     model.on_train_start()
     model.on_train_batch_end(None, None, 0)
-    assert trainer.should_stop is stops
+    assert trainer.should_stop is (left == 0)
+    assert trainer.check_val_every_n_epoch == (None if left == 0 else 3)
+
+
+def test_last_validation_after_another_stop(model: DdpmSt) -> None:
+    """Such as a signal or a timer."""
+    trainer = attach(model, global_step=3, should_stop=True, check_val_every_n_epoch=3)
+    model._last_step = 50
+    model.on_train_batch_end(None, None, 0)
+    assert trainer.should_stop
+    assert trainer.check_val_every_n_epoch is None
 
 
 @pytest.mark.parametrize(("given", "norm"), [(None, 1.0), (0.25, 0.25)])
@@ -551,15 +670,15 @@ def test_validation_step(model: DdpmSt) -> None:
 def test_memory_bank_is_filled_before_training(model: DdpmSt, tmp_path: Path) -> None:
     """With the normal images of the training set; a resumed training keeps its own, a new one replaces it."""
     memory_bank = model.model.memory_bank
-    attach(model, train_dataloader=SimpleNamespace(dataset=OTHER_DATASET))
+    attach(model, train_dataloader=loader(OTHER_DATASET))
     model.on_train_start()
     assert not memory_bank.is_filled
-    model.trainer.train_dataloader = SimpleNamespace(dataset=write_parts(tmp_path / "a", 3, torch.rand(3, 64, 64)))
+    model.trainer.train_dataloader = loader(write_parts(tmp_path / "a", 3))
     model.on_train_start()
     assert memory_bank.is_filled
     assert model.stage_seconds["memory"] > 0
     first = {name: value.clone() for name, value in memory_bank.state_dict().items()}
-    model.trainer.train_dataloader = SimpleNamespace(dataset=write_parts(tmp_path / "b", 3, torch.rand(3, 64, 64)))
+    model.trainer.train_dataloader = loader(write_parts(tmp_path / "b", 3))
     model.trainer.ckpt_path = "last.ckpt"
     model.on_train_start()
     assert all(torch.equal(value, first[name]) for name, value in memory_bank.state_dict().items())
@@ -568,45 +687,45 @@ def test_memory_bank_is_filled_before_training(model: DdpmSt, tmp_path: Path) ->
     assert not torch.equal(memory_bank.levels[0], first["level0"])
 
 
-@pytest.mark.parametrize("start", ["training", "calibration"])
-def test_reference_images(start: str, model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of the normal images of the training set, at the size of the detector, with its augmentation."""
+@pytest.mark.parametrize("start", ["training", "calibration", "calibration by a datamodule"])
+def test_reference_images(start: str, model: DdpmSt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the normal images of the training set, as the detector sees them, with its augmentation."""
     seen: dict[str, Any] = {}
-    images = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
-    monkeypatch.setattr(lightning_model, "load_normal_images", lambda *given: [seen.update(load=given), images][1])
+    pixels = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+
+    def load(images: NormalImages, most: int) -> torch.Tensor:
+        seen.update(paths=images.paths, pre_processor=images.pre_processor, most=most)
+        return pixels
+
+    monkeypatch.setattr(NormalImages, "load", load)
     monkeypatch.setattr(
         lightning_model, "NormalReference", lambda *given: [seen.update(reference=given), MagicMock()][1]
     )
-    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
+    datamodule = make_datamodule(tmp_path)
+    datamodule.setup()
+    samples = datamodule.train_data.samples
+    samples.loc[1, "label_index"] = 1
     if start == "training":
-        attach(model, train_dataloader=SimpleNamespace(dataset=SimpleNamespace(samples=samples)))
+        attach(model, train_dataloader=loader(datamodule.train_data))
         model.on_train_start()
-        model.reference.fill_memory_bank.assert_called_once_with(images)
+        model.reference.fill_memory_bank.assert_called_once_with(pixels)
     else:
-        model.calibrate_scores(SimpleNamespace(samples=samples))
-    assert seen["load"] == (["a", "c"], (64, 64), MAX_REFERENCES)
-    assert seen["reference"] == (model.model, images, "auto")
+        model.calibrate_scores(datamodule if start == "calibration by a datamodule" else datamodule.train_data)
+    assert seen["paths"] == [path for index, path in enumerate(samples.image_path) if index != 1]
+    assert seen["pre_processor"] is model.pre_processor
+    assert seen["most"] == MAX_REFERENCES
+    assert seen["reference"] == (model.model, pixels, "auto")
 
 
-@pytest.mark.parametrize(("last_step", "ends"), [(6, True), (7, False)])
-def test_scores_are_calibrated_when_training_ends(model: DdpmSt, last_step: int, ends: bool, tmp_path: Path) -> None:
-    """At the last step; if training ends before its schedule, afterwards."""
-    dataset = write_parts(tmp_path, 3, torch.rand(3, 64, 64))
-    attach(
-        model,
-        train_dataloader=SimpleNamespace(dataset=dataset),
-        global_step=6,
-        estimated_stepping_batches=last_step,
-        should_stop=False,
-    )
-    model.configure_optimizers()
+def test_scores_are_calibrated_when_training_ends(model: DdpmSt, tmp_path: Path) -> None:
+    """By the callback that runs the schedule, before the model gives its reference away."""
+    trainer = attach(model, train_dataloader=loader(write_parts(tmp_path, 3)), global_step=6, checkpoint_callbacks=[])
     model.on_train_start()
     model.model.train()
     assert (model.model.score_spread == 1).all()
-    model.on_train_batch_end(None, None, 0)
-    assert (model.model.score_spread < 1).all() == ends
-    model.on_train_end()
+    TrainingRun().on_train_end(trainer, model)
     assert (model.model.score_spread < 1).all()
+    model.on_train_end()
     assert model.model.training
     assert not model.model.teacher.training
     assert model.stage_seconds["detector"] > 0
@@ -621,8 +740,8 @@ def test_scores_are_calibrated_before_a_validation(
     tmp_path: Path,
 ) -> None:
     """Of a training, not of a validation alone."""
-    loader = SimpleNamespace(dataset=write_parts(tmp_path, 3, torch.rand(3, 64, 64)))
-    attach(model, train_dataloader=loader, global_step=6, state=SimpleNamespace(fn=stage))
+    parts = loader(write_parts(tmp_path, 3))
+    attach(model, train_dataloader=parts, global_step=6, state=SimpleNamespace(fn=stage))
     model.on_train_start()
     model.on_validation_start()
     assert (model.model.score_spread < 1).all() == calibrated
@@ -630,7 +749,7 @@ def test_scores_are_calibrated_before_a_validation(
 
 def test_scores_of_saved_weights_are_calibrated(model: DdpmSt, tmp_path: Path) -> None:
     """Without a Trainer, by a training set, with a new memory bank on request; a dataset without paths is refused."""
-    dataset = write_parts(tmp_path, 3, torch.rand(3, 64, 64))
+    dataset = write_parts(tmp_path, 3)
     model.calibrate_scores(dataset)
     calibrated = model.model.score_spread.clone()
     assert (calibrated < 1).all()
@@ -644,8 +763,10 @@ def test_scores_of_saved_weights_are_calibrated(model: DdpmSt, tmp_path: Path) -
 
 def test_scores_of_other_datasets_are_not_calibrated(model: DdpmSt) -> None:
     """A dataset without paths has no images to calibrate by; the components count by their weights."""
-    attach(model, train_dataloader=SimpleNamespace(dataset=OTHER_DATASET), global_step=6)
+    trainer = attach(model, train_dataloader=loader(OTHER_DATASET), global_step=6, checkpoint_callbacks=[])
     model.on_train_start()
+    model.on_validation_start()
+    TrainingRun().on_train_end(trainer, model)
     model.on_train_end()
     assert (model.model.score_spread == 1).all()
 
@@ -685,3 +806,25 @@ def test_checkpoints_of_compiled_models(compiled: str) -> None:
     loaded.load_state_dict(checkpoint["state_dict"])
     for one, other in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_checkpoint_of_another_length(model: DdpmSt) -> None:
+    """The length of its schedule is left out, so that training goes on in that of the model."""
+    checkpoint = {"state_dict": model.state_dict(), "lr_schedulers": [{"total_steps": 5, "last_epoch": 3}]}
+    model.on_load_checkpoint(checkpoint)
+    assert checkpoint["lr_schedulers"] == [{"last_epoch": 3}]
+
+
+def test_callback_of_the_schedule(model: DdpmSt, tmp_path: Path) -> None:
+    """Each training has its own, attached to its Trainer, after the callbacks of the components."""
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    model._trainer = trainer
+    trainer.state.fn = TrainerFn.FITTING
+    *components, run = model.configure_callbacks()
+    assert {type(model.post_processor), type(model.evaluator)} <= {type(component) for component in components}
+    assert isinstance(run, TrainingRun)
+    assert trainer.val_check_interval > 1
+    run.on_exception(trainer, model, RuntimeError())
+    assert trainer.val_check_interval == pytest.approx(1.0)
+    model._trainer = None
+    assert model.configure_callbacks()[-1] is not run

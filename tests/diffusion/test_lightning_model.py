@@ -3,6 +3,7 @@
 
 """Tests of the module that trains the DDPM."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,23 @@ def weights(pipeline: DefectPipeline) -> torch.Tensor:
     return torch.cat([value.flatten() for value in pipeline.unet.state_dict().values()])
 
 
+def take_step(module: DiffusionModule) -> None:
+    """Add one to all weights in the place of an optimiser."""
+
+    def step(**_: Any) -> None:  # noqa: ANN401
+        with torch.no_grad():
+            for parameter in module.unet.parameters():
+                parameter.add_(1.0)
+
+    module.optimizer_step(0, 0, SimpleNamespace(step=step), None)
+
+
 def test_average_follows_the_weights() -> None:
-    """Once the average is warm, a step moves it towards the weights and not all the way."""
+    """Once the average is warm, a step moves it towards the new weights and not all the way."""
     module = DiffusionModule((32, 32), block_out_channels=(8, 8), ema_decay=0.9)
     module.ema.optimization_step = 10_000
     before = weights(module.pipeline())
-    with torch.no_grad():
-        for parameter in module.unet.parameters():
-            parameter.add_(1.0)
-    module.on_train_batch_end()
+    take_step(module)
     torch.testing.assert_close(weights(module.pipeline()), before + 0.1, atol=1e-5, rtol=0)
 
 
@@ -129,3 +138,34 @@ def test_learning_rate_of_one_cycle() -> None:
     assert max(rates) == pytest.approx(0.02, rel=0.01)
     assert rates.index(max(rates)) == pytest.approx(5, abs=1)
     assert rates[-1] < 1e-4
+
+
+def test_checkpoint_holds_random_state_and_average() -> None:
+    """They go on from there once training starts, not before; a checkpoint without a random state loads, too."""
+    module = DiffusionModule((32, 32), block_out_channels=(8, 8))
+    take_step(module)
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    drawn = torch.rand(3)
+    loaded = DiffusionModule((32, 32), block_out_channels=(8, 8))
+    loaded.on_load_checkpoint(checkpoint)
+    assert not torch.equal(torch.rand(3), drawn)
+    loaded.on_train_start()
+    assert torch.equal(torch.rand(3), drawn)
+    assert loaded.ema.optimization_step == 1
+    assert torch.equal(weights(loaded.pipeline()), weights(module.pipeline()))
+
+    old = DiffusionModule((32, 32), block_out_channels=(8, 8))
+    old.on_load_checkpoint({"ema": checkpoint["ema"]})
+    state = torch.get_rng_state()
+    old.on_train_start()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_checkpoint_of_another_length_loads() -> None:
+    """The length of its schedule is left out."""
+    module = DiffusionModule((32, 32), block_out_channels=(8, 8))
+    checkpoint: dict[str, Any] = {"lr_schedulers": [{"total_steps": 5, "last_epoch": 3}]}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    assert checkpoint["lr_schedulers"] == [{"last_epoch": 3}]

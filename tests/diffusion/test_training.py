@@ -3,7 +3,10 @@
 
 """Tests of the training of the DDPM."""
 
+import os
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,15 @@ def _short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(pipeline: DefectPipeline) -> torch.Tensor:
     """All weights of the network in one vector."""
     return torch.cat([value.flatten() for value in pipeline.unet.state_dict().values()])
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread, since sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None, error: type | None = None) -> list[int]:
@@ -104,6 +116,91 @@ def test_goes_on_after_an_interruption(
     assert steps == [2, 3]
     assert (tmp_path / "model_index.json").exists()
     assert not (tmp_path / CHECKPOINT_NAME).exists()
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize(
+    ("few", "interruption", "steps"),
+    [(False, KeyboardInterrupt, (2, 3, 6)), (True, signal.SIGINT, (1, 2, 5)), (True, signal.SIGTERM, (3, 4))],
+    ids=["error", "SIGINT", "SIGTERM"],
+)
+def test_resumed_training_equals_an_uninterrupted_one(
+    few: bool,
+    interruption: Any,  # noqa: ANN401
+    steps: tuple[int, ...],
+    normal_images: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Losses, weights and averaged weights, bit for bit, with and without random augmentations.
+
+    A signal leaves a checkpoint of its step; after an error, the steps since the last checkpoint are repeated.
+    """
+    monkeypatch.setattr(training, "ENOUGH_IMAGES", len(normal_images) + few)
+    settings = {**SETTINGS, "training_steps": 7, "seed": 3}
+    losses: list[float] = []
+    modules: list[DiffusionModule] = []
+    training_step, pipeline = DiffusionModule.training_step, DiffusionModule.pipeline
+
+    def train(folder: Path, stop_at: int | None = None) -> None:
+        """Train, with an interruption before the end of a step."""
+
+        def step(self: DiffusionModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            if self.global_step == stop_at and interruption is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            if self.global_step + 1 == stop_at and interruption is not KeyboardInterrupt:
+                os.kill(os.getpid(), interruption)
+            loss = training_step(self, batch, batch_idx)
+            del losses[self.global_step :]
+            losses.append(loss.item())
+            return loss
+
+        monkeypatch.setattr(DiffusionModule, "training_step", step)
+        train_diffusion(normal_images, folder, settings, **TRAINER)
+
+    def keep(self: DiffusionModule) -> DefectPipeline:
+        modules.append(self)
+        return pipeline(self)
+
+    monkeypatch.setattr(DiffusionModule, "pipeline", keep)
+    train(tmp_path / "whole")
+    expected = list(losses)
+    assert len(set(expected)) == 7
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for stop_at in steps:
+        folder = tmp_path / str(stop_at)
+        with pytest.raises(INTERRUPTIONS, match=f"stopped at step {stop_at} of 7"):
+            train(folder, stop_at)
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+        saved = torch.load(folder / CHECKPOINT_NAME, weights_only=True)["global_step"]
+        assert saved == (stop_at // 2 * 2 if interruption is KeyboardInterrupt else stop_at)
+        torch.rand(stop_at)
+        train(folder)
+        assert losses == expected
+        for one, other in zip(modules[-1].unet.parameters(), modules[0].unet.parameters(), strict=True):
+            assert torch.equal(one, other)
+        for one, other in zip(modules[-1].ema.shadow_params, modules[0].ema.shadow_params, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_training_is_lengthened(normal_images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of a shorter training resumes with more steps, at the learning rates of the longer schedule."""
+    with pytest.raises(INTERRUPTIONS):
+        train_diffusion(normal_images, tmp_path, SETTINGS, **TRAINER, max_epochs=1)
+    rates: dict[int, float] = {}
+    original = DiffusionModule.on_train_batch_end
+
+    def on_train_batch_end(self: DiffusionModule, *arguments: object) -> None:
+        rates[self.global_step] = self.optimizers().param_groups[0]["lr"]
+        original(self, *arguments)
+
+    monkeypatch.setattr(DiffusionModule, "on_train_batch_end", on_train_batch_end)
+    longer = {**SETTINGS, "training_steps": 9}
+    train_diffusion(normal_images, tmp_path, longer, **TRAINER)
+    resumed = dict(rates)
+    assert list(resumed) == [3, 4, 5, 6, 7, 8, 9]
+    train_diffusion(normal_images, tmp_path / "whole", longer, **TRAINER)
+    assert resumed == {step: pytest.approx(rate) for step, rate in rates.items() if step > 2}
 
 
 def test_stopped_short_is_an_interruption(normal_images: torch.Tensor, tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pytest
 import timm
 import torch
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import Folder, ImageBatch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from anomalib.models import Draem, Patchcore, Stfpm, Supersimplenet
+from PIL import Image
 from torch import nn
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 from anomalib_ddpm_st.synthesis import (
     BankConfig,
@@ -41,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Arguments of the call of ``prepare_generator``, which returns a generator without a bank."""
     arguments: dict[str, Any] = {}
 
-    def prepare(images: list[str], **settings: Any) -> DiffusionAnomalyGenerator:  # noqa: ANN401
+    def prepare(images: NormalImages, **settings: Any) -> DiffusionAnomalyGenerator:  # noqa: ANN401
         arguments.update(images=images, **settings)
         return DiffusionAnomalyGenerator(None, replace(settings["defects"], source="self_texture"))
 
@@ -49,36 +51,38 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return arguments
 
 
-class Data(AnomalibDataModule):
-    """Datamodule of which only the file names are used."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Two normal images."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "good").mkdir()
+    for index in range(2):
+        pixels = torch.randint(256, (40, 60, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(root / "good" / f"{index}.png")
+    splits = {"test_split_mode": "none", "val_split_mode": "none"}
+    datamodule = Folder(name="x", root=root, normal_dir="good", num_workers=0, **splits)
+    datamodule.setup()
+    return datamodule
 
-    def __init__(self) -> None:
-        super().__init__(train_batch_size=1, eval_batch_size=1, num_workers=0)
-        samples = pd.DataFrame({"image_path": ["a.png", "b.png", "c.png"], "label_index": [0, 1, 0]})
-        self.train_data = SimpleNamespace(samples=samples)
 
-    def _setup(self, _stage: str | None = None) -> None:
-        pass
-
-
-def trainer(datamodule: Any = None) -> Any:  # noqa: ANN401
+def trainer(datamodule: Any) -> Any:  # noqa: ANN401
     """Stand-in for the Trainer."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(datamodule=datamodule or Data(), strategy=strategy, precision="bf16-mixed")
+    return SimpleNamespace(datamodule=datamodule, strategy=strategy, precision="bf16-mixed")
 
 
-def test_draem_gets_the_generator(tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_draem_gets_the_generator(tmp_path: Path, data: Folder, asked: dict[str, Any]) -> None:
     """Draem has this generator during training, and its own again afterwards."""
     model = Draem(dtd_dir=tmp_path)
     own = model.augmenter
     assert isinstance(own, PerlinAnomalyGenerator)
     use = SyntheticAnomalies({"probability": 1.0}, {"size": 3}, {"training_steps": 7}, cache_dir="cache")
-    use.setup(trainer(), model, "test")
+    use.setup(trainer(data), model, "test")
     assert model.augmenter is own
-    use.setup(trainer(), model, "fit")
+    use.setup(trainer(data), model, "fit")
     assert isinstance(model.augmenter, NormalizedGenerator)
-    assert asked["images"] == ["a.png", "c.png"]
-    assert asked["image_size"] == (256, 256)
+    assert asked["images"].paths == data.train_data.samples["image_path"].tolist()
+    assert "image_size" not in asked
     assert asked["defects"] == DefectConfig(probability=1.0)
     assert (asked["bank"], asked["diffusion"]) == (BankConfig(size=3), DiffusionConfig(training_steps=7))
     assert (asked["diffusion_path"], asked["cache_dir"], asked["precision"]) == (None, "cache", "bf16-mixed")
@@ -87,9 +91,9 @@ def test_draem_gets_the_generator(tmp_path: Path, asked: dict[str, Any]) -> None
     assert masks.flatten(1).any(dim=1).all()
     assert torch.equal((augmented != images).any(dim=1, keepdim=True) & ~masks.bool(), torch.zeros_like(masks).bool())
     batch = ImageBatch(image=images.clone(), gt_label=torch.zeros(2, dtype=torch.bool))
-    use.on_train_batch_start(trainer(), model, batch, 0)
+    use.on_train_batch_start(trainer(data), model, batch, 0)
     assert torch.equal(batch.image, images)
-    use.teardown(trainer(), model, "fit")
+    use.teardown(trainer(data), model, "fit")
     assert model.augmenter is own
 
 
@@ -98,6 +102,7 @@ def test_draem_gets_the_generator(tmp_path: Path, asked: dict[str, Any]) -> None
 def test_supersimplenet_gets_images_with_defects(
     supervised: bool,
     adapt_cls_features: bool,
+    data: Folder,
     asked: dict[str, Any],
 ) -> None:
     """Images, masks and labels of the batch change, features do not. Fails if anomalib changes the call."""
@@ -106,8 +111,8 @@ def test_supersimplenet_gets_images_with_defects(
     ).train()
     own = model.model.anomaly_generator
     use = SyntheticAnomalies(DefectConfig(probability=1.0))
-    use.setup(trainer(), model, "fit")
-    assert asked["image_size"] == (256, 256)
+    use.setup(trainer(data), model, "fit")
+    assert len(asked["images"]) == 2
     assert isinstance(model.model.anomaly_generator, UnchangedFeatures)
     normalize = model.pre_processor.transform
     images = normalize(torch.rand(2, 3, 64, 64))
@@ -116,7 +121,7 @@ def test_supersimplenet_gets_images_with_defects(
         gt_label=torch.zeros(2, dtype=torch.bool),
         gt_mask=torch.zeros(2, *images.shape[-2:], dtype=torch.bool),
     )
-    use.on_train_batch_start(trainer(), model, batch, 0)
+    use.on_train_batch_start(trainer(data), model, batch, 0)
     assert batch.gt_label.all()
     assert batch.gt_mask.shape == (2, *images.shape[-2:])
     changed = (batch.image != images).any(dim=1)
@@ -126,16 +131,16 @@ def test_supersimplenet_gets_images_with_defects(
     assert len(anomaly_map) == len(score) == len(masks) == len(labels) == 2
     assert labels.all()
     assert masks.flatten(1).any(dim=1).all()
-    use.teardown(trainer(), model, "fit")
+    use.teardown(trainer(data), model, "fit")
     assert model.model.anomaly_generator is own
-    use.on_train_batch_start(trainer(), model, batch, 1)
+    use.on_train_batch_start(trainer(data), model, batch, 1)
 
 
 @pytest.mark.parametrize("kind", [Patchcore, Stfpm])
-def test_models_that_make_no_defects(kind: type, asked: dict[str, Any]) -> None:
+def test_models_that_make_no_defects(kind: type, data: Folder, asked: dict[str, Any]) -> None:
     """Defects in their images would be learned as normal."""
     with pytest.raises(TypeError, match=f"{kind.__name__} makes no defects"):
-        SyntheticAnomalies().setup(trainer(), kind(backbone="resnet18"), "fit")
+        SyntheticAnomalies().setup(trainer(data), kind(backbone="resnet18"), "fit")
     assert not asked
 
 
@@ -188,11 +193,15 @@ def test_normalised_images(normalize: Normalize | None) -> None:
     assert torch.equal(results[0][0][outside], transform(images)[outside])
 
 
-def test_nested_normalize_is_found(tmp_path: Path, asked: dict[str, Any]) -> None:
-    """Size and normalisation come from a pre-processor of nested transforms."""
+def test_images_are_those_of_the_model(tmp_path: Path, data: Folder, asked: dict[str, Any]) -> None:
+    """Cropped by its pre-processor, but with values in [0, 1], however deeply Normalize is nested."""
     model = Draem(dtd_dir=tmp_path)
-    model.pre_processor.transform = Compose([Compose([Resize((32, 32)), Normalize([0.1] * 3, [0.2] * 3)])])
-    SyntheticAnomalies().setup(trainer(), model, "fit")
-    assert asked["image_size"] == (32, 32)
+    normalize = Normalize([0.1] * 3, [0.2] * 3)
+    model.pre_processor.transform = Compose([Compose([Resize((40, 60)), CenterCrop((16, 24)), normalize])])
+    SyntheticAnomalies().setup(trainer(data), model, "fit")
+    images = asked["images"]
+    with Image.open(images.paths[1]) as image:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(images[1], pixels[:, 12:28, 18:42])
     torch.testing.assert_close(model.augmenter.mean.flatten(), torch.full((3,), 0.1))
     torch.testing.assert_close(model.augmenter.std.flatten(), torch.full((3,), 0.2))

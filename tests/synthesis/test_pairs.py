@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_ddpm_st.core.images import load_image
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, pairs
 from anomalib_ddpm_st.synthesis.pairs import Pair, read_pair, write_pairs
 
@@ -25,9 +25,14 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def write(images: list[Path], output: Path, **settings: Any) -> list[Pair]:  # noqa: ANN401
+def write(
+    images: list[Path],
+    output: Path,
+    size: tuple[int, int] | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> list[Pair]:
     """Pairs without a bank."""
-    return write_pairs(DiffusionAnomalyGenerator(), images, output, **settings)
+    return write_pairs(DiffusionAnomalyGenerator(), NormalImages.from_files(images, size), output, **settings)
 
 
 def content(output: Path) -> dict[str, bytes]:
@@ -39,7 +44,7 @@ def content(output: Path) -> dict[str, bytes]:
 def test_pairs(images: list[Path], tmp_path: Path, size: tuple[int, int] | None) -> None:
     """Files, table and measurements agree; outside the mask the image is the normal one."""
     output = tmp_path / "pairs"
-    found = write(images, output, per_image=2, image_size=size)
+    found = write(images, output, size, per_image=2)
     assert [pair.name for pair in found] == [f"{place:05d}_{turn:02d}.png" for turn in (0, 1) for place in (0, 1, 2)]
     rows = list(csv.DictReader((output / "pairs.csv").open()))
     assert [Pair(row["name"], row["source"], float(row["mask_area"]), float(row["contrast"])) for row in rows] == found
@@ -47,9 +52,10 @@ def test_pairs(images: list[Path], tmp_path: Path, size: tuple[int, int] | None)
     assert not list(output.rglob("*.partial"))
     for index, pair in enumerate(found):
         assert pair.source == str(images[index % 3])
-        normal = load_image(pair.source, size).float() / 255
+        normal = NormalImages.from_files([pair.source], size)[0] / 255
         image, mask = read_pair(output, pair)
         assert image.shape == normal.shape
+        assert size is None or image.shape[-2:] == size
         changed = (image - normal).abs().amax(dim=0)
         assert mask.any()
         assert not ((changed > 0) & (mask[0] == 0)).any()
@@ -91,7 +97,7 @@ def test_interrupted_run_resumes(images: list[Path], tmp_path: Path, monkeypatch
         assert (tmp_path / "parts" / name).stat().st_mtime_ns == kept[name]
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"image_size": (16, 16)}, {"settings": {"bank.delta": 2}}])
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"settings": {"bank.delta": 2}}])
 def test_other_settings_are_not_mixed(images: list[Path], tmp_path: Path, changed: dict[str, Any]) -> None:
     """The message says where to look."""
     write(images, tmp_path / "pairs")

@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
+from anomalib.pre_processing import PreProcessor
 from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize, Transform
 
+from anomalib_ddpm_st.core.datasets import ImageFiles
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import (
     BankConfig,
@@ -23,11 +26,12 @@ from anomalib_ddpm_st.synthesis import (
     prepare_generator,
     sample_bank,
 )
-from anomalib_ddpm_st.synthesis.preparation import PreparedBank, normal_paths, prepare_diffusion
+from anomalib_ddpm_st.synthesis.preparation import PreparedBank, prepare_diffusion
 
 DIFFUSION = DiffusionConfig(training_steps=1, batch_size=2, block_out_channels=(8, 8))
 BANK = BankConfig(size=3, delta=(0.1, 0.2), start_timestep=(100, 200), num_inference_steps=1)
 SIZE = (32, 32)
+RESIZE = Resize(SIZE, antialias=False)
 CPU = torch.device("cpu")
 
 
@@ -45,6 +49,12 @@ def paths(tmp_path: Path) -> list[Path]:
     for name in names:
         Image.fromarray(torch.randint(256, (32, 64, 3), dtype=torch.uint8).numpy()).save(name)
     return names
+
+
+@pytest.fixture
+def images(paths: list[Path]) -> NormalImages:
+    """These images, resized."""
+    return NormalImages.from_files(paths, SIZE)
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -108,6 +118,7 @@ def test_trains_on_the_device(
 
 
 def test_bank_is_sampled_once(
+    images: NormalImages,
     paths: list[Path],
     pipeline_dir: Path,
     tmp_path: Path,
@@ -115,7 +126,7 @@ def test_bank_is_sampled_once(
 ) -> None:
     """The second call finds the folder; the settings are next to the textures."""
     cache = tmp_path / "cache"
-    prepared = prepare_bank(paths, SIZE, BANK, None, pipeline_dir, cache, CPU)
+    prepared = prepare_bank(images, BANK, None, pipeline_dir, cache, CPU)
     assert len(TextureBank.load(prepared.bank_dir)) == BANK.size
     assert prepared.diffusion_dir == pipeline_dir
     assert prepared.bank_dir.parent == cache
@@ -126,18 +137,22 @@ def test_bank_is_sampled_once(
     assert settings.pop("aspect") == 2
     assert BankConfig(**settings) == BANK
     forbid(monkeypatch, "sample_bank")
-    again = prepare_bank(list(map(str, paths)), SIZE, asdict(BANK), None, str(pipeline_dir), str(cache), CPU)
+    same = NormalImages.from_files(list(map(str, paths)), SIZE)
+    again = prepare_bank(same, asdict(BANK), None, str(pipeline_dir), str(cache), CPU)
     assert again.bank_dir == prepared.bank_dir
 
 
 def test_other_content_is_another_bank(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
-    """Images, their aspect ratio, every setting and the weights of the DDPM decide, not the path of the DDPM."""
+    """Pixels of files, transform, every setting and the weights of the DDPM decide, not the path of the DDPM."""
 
-    def folder(images: list[Path], image_size: tuple[int, int] = SIZE, **settings: Any) -> Path:  # noqa: ANN401
+    def folder(files: list[Path], transform: Transform = RESIZE, **settings: Any) -> Path:  # noqa: ANN401
+        images = NormalImages(ImageFiles(files), PreProcessor(transform))
         config = BankConfig(**{**asdict(BANK), **settings})
-        return prepare_bank(images, image_size, config, None, pipeline_dir, tmp_path / "cache", CPU).bank_dir
+        return prepare_bank(images, config, None, pipeline_dir, tmp_path / "cache", CPU).bank_dir
 
-    folders = [folder(paths), folder(paths[:2]), folder(paths, (32, 64))]
+    folders = [folder(paths), folder(paths[:2])]
+    cropped = Compose([Resize((40, 40)), CenterCrop(SIZE)])
+    folders += [folder(paths, transform) for transform in (Resize((32, 64)), Resize(SIZE, antialias=True), cropped)]
     changes = {"size": 2, "delta": (0, 1), "start_timestep": (1, 2), "num_inference_steps": 2, "detail": 2 * (0,)}
     folders += [folder(paths, **{name: value}) for name, value in {**changes, "seed": 1}.items()]
     pipeline_dir = pipeline_dir.rename(tmp_path / "moved")
@@ -147,19 +162,22 @@ def test_other_content_is_another_bank(paths: list[Path], pipeline_dir: Path, tm
         pipeline.unet.conv_out.bias[0] += 0.5
     pipeline.save_pretrained(pipeline_dir)
     folders.append(folder(paths))
-    assert len(set(folders)) == len(folders) == 10
+    with Image.open(paths[0]) as image:
+        image.putpixel((33, 17), (0, 0, 0) if image.getpixel((33, 17))[0] > 127 else (255, 255, 255))
+        image.save(paths[0])
+    folders.append(folder(paths))
+    assert len(set(folders)) == len(folders) == 13
 
 
-def test_aspect_changes_no_texture(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
+def test_aspect_changes_no_texture(images: NormalImages, pipeline_dir: Path, tmp_path: Path) -> None:
     """The same pixels of squeezed images and of square ones: two banks with equal textures."""
     square = tmp_path / "square"
     square.mkdir()
     banks = []
-    for index, path in enumerate(paths):
-        pixels = preparation.load_normal_images([path], SIZE, min_images=1)[0]
+    for index, pixels in enumerate(images.load()):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(square / f"{index}.png")
-    for images in (paths, sorted(square.iterdir())):
-        prepared = prepare_bank(images, SIZE, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
+    for same in (images, NormalImages.from_files(sorted(square.iterdir()))):
+        prepared = prepare_bank(same, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
         banks.append(TextureBank.load(prepared.bank_dir))
     assert torch.equal(banks[0].textures, banks[1].textures)
     assert banks[0].aspect is not None
@@ -168,7 +186,7 @@ def test_aspect_changes_no_texture(paths: list[Path], pipeline_dir: Path, tmp_pa
 
 
 def test_mixed_precision(
-    paths: list[Path],
+    images: NormalImages,
     pipeline_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,7 +201,7 @@ def test_mixed_precision(
     monkeypatch.setattr(preparation, "sample_bank", spy)
     folders = []
     for precision in ("bf16-mixed", "32-true"):
-        arguments = (paths, SIZE, BANK, None, pipeline_dir, tmp_path / precision, CPU, precision)
+        arguments = (images, BANK, None, pipeline_dir, tmp_path / precision, CPU, precision)
         folders.append(prepare_bank(*arguments).bank_dir)
         assert TextureBank.load(folders[-1]).textures.dtype == torch.uint8
     assert seen == [True, False]
@@ -200,19 +218,14 @@ def test_compiled_network(normal_images: torch.Tensor, pipeline_dir: Path) -> No
 
 def test_too_few_images(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
     """One image is enough, unless the caller needs more."""
-    arguments = (SIZE, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
-    assert prepare_bank(paths[:1], *arguments).bank_dir.exists()
+    image = NormalImages.from_files(paths[:1], SIZE)
+    arguments = (image, BANK, None, pipeline_dir, tmp_path / "cache", CPU)
+    assert prepare_bank(*arguments).bank_dir.exists()
     with pytest.raises(ValueError, match="at least 2 normal images, but found 1"):
-        prepare_bank(paths[:1], *arguments, min_images=2)
+        prepare_bank(*arguments, min_images=2)
 
 
-def test_normal_paths() -> None:
-    """Defective images are left out; no samples give no paths."""
-    samples = pd.DataFrame({"image_path": ["a", "b", "c"], "label_index": [0, 1, 0]})
-    assert normal_paths(samples) == ["a", "c"]
-    assert normal_paths(pd.DataFrame()) == []
-
-
+@pytest.mark.parametrize("from_files", [True, False])
 @pytest.mark.parametrize(("size", "aspect"), [((32, 32), 2.0), ((32, 64), None)])
 def test_generator_from_images(
     paths: list[Path],
@@ -220,17 +233,20 @@ def test_generator_from_images(
     tmp_path: Path,
     size: tuple[int, int],
     aspect: float | None,
+    from_files: bool,
 ) -> None:
     """The generator's bank stores the aspect ratio of squeezed images, and is that of ``prepare_bank``."""
+    images = NormalImages.from_files(paths, size)
+    given, unused = (paths, size) if from_files else (images, (8, 8))
     cache = tmp_path / "cache"
     defects = DefectConfig(source="diffusion", probability=0.25, p_soft=0.0)
-    generator = prepare_generator(paths, defects, asdict(BANK), None, size, pipeline_dir, cache, CPU)
+    generator = prepare_generator(given, defects, asdict(BANK), None, unused, pipeline_dir, cache, CPU)
     assert generator.bank_textures is not None
     bank = generator.bank_textures.bank
     assert bank.textures.shape == (3, 3, *size)
     assert (None if bank.aspect is None else bank.aspect.item()) == aspect
     assert generator.defects == defects
-    bank_dir = prepare_bank(paths, size, BANK, None, pipeline_dir, cache, CPU).bank_dir
+    bank_dir = prepare_bank(images, BANK, None, pipeline_dir, cache, CPU).bank_dir
     assert [path for path in cache.iterdir() if path.is_dir()] == [bank_dir]
 
 
@@ -264,12 +280,16 @@ def test_default_size_and_cache(paths: list[Path], tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(preparation, "prepare_bank", prepare)
     assert prepare_generator(paths).defects == DefectConfig()
-    assert asked == [paths, (256, 256), BankConfig(), DiffusionConfig(), None, None, None, "32-true"]
+    images = asked.pop(0)
+    assert images.paths == list(map(str, paths))
+    assert torch.equal(images[0], NormalImages.from_files(paths, (256, 256))[0])
+    assert asked == [BankConfig(), DiffusionConfig(), None, None, None, "32-true"]
 
 
 def test_generator_without_a_ddpm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read, trained or sampled."""
-    forbid(monkeypatch, "load_normal_images", "prepare_diffusion", "prepare_bank")
+    forbid(monkeypatch, "prepare_diffusion", "prepare_bank")
+    monkeypatch.setattr(NormalImages, "__getitem__", None)
     generator = prepare_generator(["missing.png"], {"source": "self_texture", "probability": 0.2})
     assert generator.bank_textures is None
     assert generator.defects == DefectConfig(source="self_texture", probability=0.2)
@@ -294,6 +314,7 @@ def test_bad_settings_cost_no_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The error is raised before stage 1, even for settings that the source does not use."""
-    forbid(monkeypatch, "load_normal_images", "prepare_diffusion")
+    forbid(monkeypatch, "prepare_diffusion")
+    monkeypatch.setattr(NormalImages, "__getitem__", None)
     with pytest.raises(ValueError, match=match):
         prepare_generator(paths, **{"defects": {"source": source}, **arguments})

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.diffusion import DefectPipeline, PerturbedDDPMScheduler, build_unet
-from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator, report
 from anomalib_ddpm_st.synthesis.health import HealthReport
 from anomalib_ddpm_st.synthesis.pairs import write_pairs
 from anomalib_ddpm_st.synthesis.report import save_report
@@ -36,15 +37,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = [folder / f"{index} & co.png" for index in range(4)]
     for path in paths:
         Image.fromarray(torch.randint(90, 160, (32, 32, 3), dtype=torch.uint8).numpy()).save(path)
-    pairs = write_pairs(DiffusionAnomalyGenerator(), paths, folder / "pairs")
+    images = NormalImages.from_files(paths)
+    pairs = write_pairs(DiffusionAnomalyGenerator(), images, folder / "pairs")
     pipeline = DefectPipeline(
         build_unet((32, 32), block_out_channels=(8, 8)), PerturbedDDPMScheduler(prediction_type="sample")
     )
     pipeline.set_progress_bar_config(disable=True)
     normal = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    return save_report(
-        folder / "pairs", pairs, None, {"from": "<here>", "bank.delta": [0.3, 2.0]}, pipeline, normal, HEALTH
-    )
+    settings = {"from": "<here>", "bank.delta": [0.3, 2.0]}
+    return save_report(folder / "pairs", pairs, images, settings, pipeline, normal, HEALTH)
 
 
 def test_page(page: Path) -> None:
@@ -65,10 +66,28 @@ def test_page(page: Path) -> None:
 def test_page_without_a_ddpm(page: Path, tmp_path: Path) -> None:
     """Pairs of shuffled tiles: no samples and no health."""
     shutil.copy(page.parents[1] / "0 & co.png", tmp_path / "a.png")
-    pairs = write_pairs(DiffusionAnomalyGenerator(), [tmp_path / "a.png"], tmp_path / "pairs")
-    text = save_report(tmp_path / "pairs", pairs, None, {}).read_text(encoding="utf-8")
+    images = NormalImages.from_files([tmp_path / "a.png"])
+    pairs = write_pairs(DiffusionAnomalyGenerator(), images, tmp_path / "pairs")
+    text = save_report(tmp_path / "pairs", pairs, images, {}).read_text(encoding="utf-8")
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Pairs", "Areas and contrasts", "Settings"]
     assert "verdict" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+
+
+def test_contact_sheet(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pair next to the image that it was made from, at the size of the pairs: they differ in the mask alone."""
+    shown: dict[str, list[torch.Tensor]] = {}
+    draw = report.contact_sheet
+    monkeypatch.setattr(report, "contact_sheet", lambda columns: [shown.update(columns), draw(columns)][1])
+    images = NormalImages.from_files(sorted(page.parents[1].glob("*.png")), (24, 40))
+    pairs = write_pairs(DiffusionAnomalyGenerator(), images, tmp_path, count=6)
+    save_report(tmp_path, pairs, images, {})
+    assert [picture.shape for picture in shown["normal"]] == [(3, 24, 40)] * 6
+    for index, (normal, mask, difference) in enumerate(
+        zip(shown["normal"], shown["mask"], shown["difference"], strict=True)
+    ):
+        assert torch.equal(normal, images[index % 4] / 255)
+        assert difference.any()
+        assert not difference[mask == 0].any()
 
 
 def test_page_in_a_browser(page: Path, tmp_path: Path) -> None:
