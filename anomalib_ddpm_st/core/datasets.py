@@ -3,7 +3,6 @@
 
 """Datasets of anomalib, and what they read from files."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +82,9 @@ def without_augmentations(dataset: Dataset) -> Dataset:
     """
     if getattr(dataset, "augmentations", None) is None:
         return dataset
-    plain: Any = copy.copy(dataset)
-    plain.augmentations = None
+    plain: Any = type(dataset).__new__(type(dataset))
+    # By copy.copy, the files of anomalib's synthetic sets would go to the copy, which deletes them in the end.
+    plain.__dict__.update(dataset.__dict__, augmentations=None, _cleanup=False)
     return plain
 
 

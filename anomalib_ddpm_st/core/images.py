@@ -66,8 +66,8 @@ class NormalImages:
         normalize (Normalize | None): Normalisation among these transforms that is to be undone. Defaults to ``None``.
 
     Attributes:
-        item_size (tuple[int, int] | None): Height and width of an image before the pre-processor. ``None`` before one
-            was read.
+        item_sizes (set[tuple[int, int]]): Heights and widths of the images before the pre-processor, as far as they
+            were read.
 
     Raises:
         TypeError: If the dataset does not list its images.
@@ -86,7 +86,7 @@ class NormalImages:
         self.pre_processor = pre_processor
         self.augmentations = augmentations
         self.normalize = normalize
-        self.item_size: tuple[int, int] | None = None
+        self.item_sizes: set[tuple[int, int]] = set()
         self._kept: dict[int, torch.Tensor] = {}
         self._native_sizes: dict[int, tuple[int, int]] = {}
 
@@ -305,7 +305,7 @@ class NormalImages:
                 transformed = self.augmentations(*given)
                 seen, mask = (transformed, None) if mask is None else transformed
                 image = functional.to_dtype(seen, image.dtype, scale=True)  # as anomalib's items do
-            self.item_size = (image.shape[-2], image.shape[-1])
+            self.item_sizes.add((image.shape[-2], image.shape[-1]))
             images, masks = Image(image[None]), None if mask is None else Mask(mask[None])
             pre_processor = self.pre_processor
             if getattr(type(pre_processor), "on_test_batch_start", None) is PreProcessor.on_test_batch_start:

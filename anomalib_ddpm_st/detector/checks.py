@@ -64,17 +64,29 @@ def check_before_training(
             problems += _check_network(model, data.images, data.batch_size)
     if len(problems) == 1:
         raise problems[0]
-    if not problems and crops_before_resize(getattr(model.pre_processor, "transform", None)):
-        logger.warning(
-            "The pre-processor crops or pads before Resize. anomalib's datamodules resize first, so the exported model "
-            "will see other images than training: put Resize first, or crop in the datamodule's augmentations."
-        )
+    if not problems:
+        _warn(model, data)
     if problems:
         lines = [f"- {problem}" for problem in problems[:MAX_LISTED]]
         if len(problems) > MAX_LISTED:
             lines.append(f"- and {len(problems) - MAX_LISTED} more.")
         msg = "Training cannot start:\n" + "\n".join(lines)
         raise ValueError(msg)
+
+
+def _warn(model: DetectorModule, data: TrainingData | None) -> None:
+    """Warn of transforms that show the detector other images than the exported model."""
+    if crops_before_resize(getattr(model.pre_processor, "transform", None)):
+        logger.warning(
+            "The pre-processor crops or pads before Resize. anomalib's datamodules resize first, so the exported model "
+            "will see other images than training: put Resize first, or crop in the datamodule's augmentations."
+        )
+    if data is not None and data.images is not None and len(data.images.item_sizes) > 1:
+        logger.warning(
+            "The images have %d different sizes before the pre-processor. anomalib stretches those of a batch to one "
+            "size, so what the detector sees depends on the batch: give Resize a height and a width.",
+            len(data.images.item_sizes),
+        )
 
 
 def _check_trainer(model: DetectorModule, trainer: Trainer) -> Iterator[Exception]:

@@ -246,7 +246,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self._data = None
         self.generator = DiffusionAnomalyGenerator(self.bank_dir, self.defects)
         pixels = None if images is None else images.load(MAX_REFERENCES)
-        self.item_size = None if images is None else images.item_size
+        self.item_size = next(iter(images.item_sizes)) if images is not None and len(images.item_sizes) == 1 else None
         self.reference = NormalReference(self.model, pixels, self.augmentation)
         start = time.perf_counter()
         memory_bank = self.model.memory_bank

@@ -311,7 +311,7 @@ def test_record(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
     assert output.read_bytes() == before
 
     def resize_alone(images: NormalImages, image: torch.Tensor, *_: object) -> torch.Tensor:
-        images.item_size = (64, 64)
+        images.item_sizes.add((64, 64))
         return resize((64, 64))(image)
 
     monkeypatch.setattr(NormalImages, "_see", resize_alone)

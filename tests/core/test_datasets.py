@@ -61,6 +61,7 @@ def test_images_are_listed_with_position_and_label() -> None:
     """In the order of the dataset, also of its parts."""
     first, second, files = Samples(["a", "b", "c"], [0, 1, 0]), Samples(["d"], [1]), ImageFiles(["e", "f"])
     empty = Samples([], [])
+    empty.samples = pd.DataFrame()
     assert list(list_images(first)) == [(first, 0, "a", 0), (first, 1, "b", 1), (first, 2, "c", 0)]
     assert list(list_images(files)) == [(files, 0, "e", 0), (files, 1, "f", 0)]
     nested = ConcatDataset([Subset(ConcatDataset([first, second]), [3, 0]), empty, Subset(files, [1])])

@@ -217,6 +217,17 @@ def test_augmentations_may_change_the_kind_of_values(tmp_path: Path) -> None:
     torch.testing.assert_close(images[0] / 255, data.test_data[0].image / 2, atol=ROUNDING, rtol=0, check_dtype=False)
 
 
+def test_files_of_a_synthetic_set_are_kept(tmp_path: Path) -> None:
+    """They are those of the dataset, which deletes them in the end."""
+    data = make_data(tmp_path, val_split_mode="synthetic", val_augmentations=FLIP)
+    data.setup()
+    paths = [Path(path) for path in data.val_data.samples["image_path"]]
+    images = NormalImages.from_dataset(data.val_data)
+    assert torch.equal(images[0], pixels_of(images.paths[0]).flip(-1))
+    del images
+    assert all(path.exists() for path in paths)
+
+
 def test_parts_of_datasets(tmp_path: Path) -> None:
     """Every image in order, under its own file; defective images and those without a label are left out."""
     data = make_data(tmp_path)

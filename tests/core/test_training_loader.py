@@ -206,9 +206,16 @@ def test_iterating_draws_nothing(workers: int) -> None:
 
 
 def test_workers_stay() -> None:
-    """The same two processes read every epoch, leave Ctrl-C to the main process and end with Lightning's loop."""
+    """The same two processes read every epoch, leave Ctrl-C to the main process and end with Lightning's loop.
+
+    They do not inherit what the main process does on SIGTERM.
+    """
     loader = make_loader(2, dataset=Workers(), worker_init_fn=started)
-    items = torch.cat([*loader, *loader, *loader])
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        items = torch.cat([*loader, *loader, *loader])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     processes = set(items[:, 0].tolist())
     assert len(processes) == 2
     assert os.getpid() not in processes

@@ -410,3 +410,12 @@ def test_crop_before_resize(check: Check, crop: bool, model: SimpleNamespace, ca
     model.pre_processor = pre_processor
     check()
     assert ("crops or pads before Resize" in caplog.text) == crop
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_images_of_several_sizes(check: Check, mixed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning, since anomalib stretches those of a batch to one size, even if a crop makes them equal."""
+    paths = write_images(tmp_path / "one", 2, (80, 72)) + write_images(tmp_path / "two", 2, (80, 96 if mixed else 72))
+    crop = PreProcessor(transform=CenterCrop(64))
+    check(TrainingData(NormalImages(ImageFiles(paths), crop), 4))
+    assert ("2 different sizes before the pre-processor" in caplog.text) == mixed

@@ -366,7 +366,8 @@ def test_bank_is_prepared_before_training(
     model.on_train_start()
     assert asked == [images]
     assert model.generator == (BANK.bank_dir, model.defects)
-    assert model.item_size == images.item_size == (64, 64)
+    assert model.item_size == (64, 64)
+    assert images.item_sizes == {(64, 64)}
     # Of the next training, whose data is another.
     trainer.datamodule, trainer.train_dataloader = None, loader(write_parts(tmp_path / "other", 2))
     model.on_train_start()

@@ -80,7 +80,7 @@ def test_datamodule(from_trainer: bool, find: Find, tmp_path: Path) -> None:
     assert data.images.paths == sorted(str(path) for path in (tmp_path / "data" / "normal").iterdir())
     assert data.images[0].shape == (3, 8, 10)
     # The datamodule applies the Resize of the pre-processor of a model that it is attached to.
-    assert data.images.item_size == ((8, 10) if from_trainer else (16, 20))
+    assert data.images.item_sizes == {(8, 10) if from_trainer else (16, 20)}
     assert data.batch_size == 4
     assert data.validation == [datamodule.val_data]
     assert data.test == [datamodule.test_data]
@@ -120,7 +120,7 @@ def test_data_loaders(kind: str, interval: int, find: Find, tmp_path: Path) -> N
     )
     assert len(data.images) == 5
     assert data.images[0].shape == (3, 8, 10)
-    assert data.images.item_size == ((4, 4) if kind == "none" else (16, 20))
+    assert data.images.item_sizes == {(4, 4) if kind == "none" else (16, 20)}
     assert data.batch_size == 3
     count = {"list": 2, "dictionary": 2, "none": 0}.get(kind, 1)
     assert [id(dataset) for dataset in data.validation] == [id(datamodule.val_data)] * count
