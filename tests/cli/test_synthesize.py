@@ -101,6 +101,9 @@ def test_images_of_a_datamodule(tmp_path: Path, good: Path, ddpm: Path, weights:
         rows = list(csv.DictReader((output / "pairs.csv").open()))
         assert rows
         assert {Path(row["source"]).parent for row in rows} == {good}
+        with Image.open(output / "image" / rows[0]["name"]) as image:
+            assert image.size == (32, 32)
+    assert len(list((tmp_path / "cache").glob("bank-*/"))) == 1
 
 
 def test_pairs_of_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

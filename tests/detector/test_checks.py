@@ -33,6 +33,8 @@ from anomalib_ddpm_st.synthesis import DefectConfig
 from .conftest import cut, make_datamodule, write_images
 
 STEPS = 6000
+# With a validation set, of which no file is read.
+VALIDATED = TrainingData(None, validation=[TensorDataset(torch.rand(2, 3))])
 
 
 @pytest.fixture
@@ -130,43 +132,43 @@ def test_steps(check: Check) -> None:
     ],
     ids=lambda callback: f"{type(callback).__name__}-{callback.monitor}",
 )
-def test_metrics_that_can_be_monitored(check: Check, callback: Callback, tmp_path: Path) -> None:
+def test_metrics_that_can_be_monitored(check: Check, callback: Callback) -> None:
     """Whatever validation and training log."""
-    check(evaluation(tmp_path), callbacks=[callback])
+    check(VALIDATED, callbacks=[callback])
     check(None, callbacks=[callback])
 
 
 @pytest.mark.parametrize("name", ["image_AUC", "val_loss", "epoch"])
-def test_metrics_that_nobody_logs(check: Check, name: str, tmp_path: Path) -> None:
+def test_metrics_that_nobody_logs(check: Check, name: str) -> None:
     """Lightning would fail at the first validation, after all stages."""
     with pytest.raises(
         ValueError, match=rf"^EarlyStopping monitors '{name}', which .*: choose from image_AUROC, pixel"
     ):
-        check(evaluation(tmp_path), callbacks=[EarlyStopping(name)])
+        check(VALIDATED, callbacks=[EarlyStopping(name)])
 
 
-def test_checkpoint_of_an_unknown_metric(check: Check, tmp_path: Path) -> None:
+def test_checkpoint_of_an_unknown_metric(check: Check) -> None:
     """Likewise, once for each callback."""
     callbacks = [ModelCheckpoint(monitor="image_AUC"), EarlyStopping("image_AUC")]
     with pytest.raises(ValueError, match=r"^ModelCheckpoint monitors 'image_AUC'.*choose from epoch"):
-        check(evaluation(tmp_path), callbacks=callbacks[:1])
+        check(VALIDATED, callbacks=callbacks[:1])
     with pytest.raises(ValueError, match=r"(?s)EarlyStopping monitors.*ModelCheckpoint monitors"):
-        check(evaluation(tmp_path), callbacks=callbacks)
+        check(VALIDATED, callbacks=callbacks)
 
 
-def test_callbacks_of_the_user(check: Check, tmp_path: Path) -> None:
+def test_callbacks_of_the_user(check: Check) -> None:
     """They may log any metric."""
 
     class Own(Callback):
         monitor = "nonsense"
 
-    check(evaluation(tmp_path), callbacks=[Own(), EarlyStopping("mine")])
+    check(VALIDATED, callbacks=[Own(), EarlyStopping("mine")])
 
 
 @pytest.mark.parametrize("case", ["no data", "no batches", "no evaluator"])
-def test_metrics_without_validation(check: Check, case: str, model: SimpleNamespace, tmp_path: Path) -> None:
+def test_metrics_without_validation(check: Check, case: str, model: SimpleNamespace) -> None:
     """Then only the loss is logged."""
-    data = normal(tmp_path) if case == "no data" else evaluation(tmp_path)
+    data = TrainingData(None) if case == "no data" else VALIDATED
     limit = {"limit_val_batches": 0} if case == "no batches" else {}
     if case == "no evaluator":
         model.evaluator = None

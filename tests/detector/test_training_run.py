@@ -212,6 +212,13 @@ def test_interval_of_the_user_is_kept(
     assert {name: getattr(trainer, name) for name in given} == given
 
 
+def test_interval_in_minutes_is_kept(fit: Fit) -> None:
+    """Lightning keeps it apart from those in steps."""
+    model = Detector()
+    fit(model, val_check_interval="00:00:30:00")
+    assert len(model.losses) == STEPS
+
+
 class Stream(IterableDataset):
     """Items without an end."""
 
