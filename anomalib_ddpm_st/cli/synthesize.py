@@ -15,7 +15,8 @@ from anomalib.data.utils import get_image_filenames
 from jsonargparse import ArgumentError, ArgumentParser
 
 from anomalib_ddpm_st.core.config import check_integer
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, make_resize
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
+from anomalib_ddpm_st.core.transforms import make_resize
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, prepare_generator
 from anomalib_ddpm_st.synthesis.pairs import write_pairs

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
@@ -17,15 +17,15 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
-from torchvision.transforms.v2 import Normalize, Resize, functional
+from torchvision.transforms.v2 import Normalize, functional
 from torchvision.tv_tensors import Image, Mask
 
 from .datasets import ImageFiles, list_images, read_item, without_augmentations
 from .progress import progress
+from .transforms import find_transform, make_resize
 
 logger = logging.getLogger(__name__)
 
-Kind = TypeVar("Kind", bound=nn.Module)
 # Height and width in pixels that images are resized to unless another size is given.
 DEFAULT_IMAGE_SIZE = (256, 256)
 MIN_IMAGES = 2
@@ -33,8 +33,9 @@ MIN_IMAGES = 2
 MAX_IMAGES = 1000
 MAX_BYTES = 2 * 1024**3
 ASPECT_IMAGES = 32
-# Interpolation overshoots at sharp edges; images of another scale leave [0, 1] by more.
-OVERSHOOT = 0.15
+# Interpolation overshoots at sharp edges, by up to 0.45 with bicubic weights; images of another scale leave [0, 1] by
+# more.
+OVERSHOOT = 0.47
 # Fewer files are read in no time.
 MIN_BAR = 100
 
@@ -189,8 +190,8 @@ class NormalImages:
         # Decimals that are rounding errors must not decide how a half is rounded.
         return (seen.double() * 255).round(decimals=4).round().clamp(0, 255).to(torch.uint8)
 
-    def load(self, most: int = MAX_IMAGES, min_images: int = MIN_IMAGES) -> torch.Tensor:
-        """Read images into one tensor; those that were read before are in memory.
+    def read(self, most: int = MAX_IMAGES, min_images: int = MIN_IMAGES) -> dict[int, torch.Tensor]:
+        """Read images; those that were read before are in memory.
 
         Args:
             most (int): Largest number of images; of more, evenly spaced ones are read, and no more than fit into 2 GiB.
@@ -198,10 +199,10 @@ class NormalImages:
             min_images (int): Smallest number of images that is enough. Defaults to ``2``.
 
         Returns:
-            torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
+            dict[int, torch.Tensor]: Images by index, ``uint8`` of shape ``(3, H, W)``, which may differ in size.
 
         Raises:
-            ValueError: If there are too few images, or one cannot be read, or they differ in size.
+            ValueError: If there are too few images, or one cannot be read.
         """
         if len(self) < min_images:
             msg = (
@@ -209,19 +210,35 @@ class NormalImages:
                 "check the folder of normal training images, or add more."
             )
             raise ValueError(msg)
-        first = self._keep(0)
-        chosen = evenly_spaced(len(self), min(most, max(min_images, MAX_BYTES // first.numel()))).tolist()
+        chosen = self._choose(most, min_images)
         if len(chosen) < len(self):
             logger.info("Using %d of %d normal images.", len(chosen), len(self))
-        for index in chosen:
-            if self._keep(index).shape != first.shape:
-                sizes = " and ".join(f"{image.shape[-2]} x {image.shape[-1]}" for image in (first, self._keep(index)))
+        return {index: self._keep(index) for index in chosen}
+
+    def load(self, most: int = MAX_IMAGES, min_images: int = MIN_IMAGES) -> torch.Tensor:
+        """Read images into one tensor.
+
+        Args:
+            most (int): As in :meth:`read`. Defaults to ``1000``.
+            min_images (int): As in :meth:`read`. Defaults to ``2``.
+
+        Returns:
+            torch.Tensor: Images, ``uint8`` of shape ``(N, 3, H, W)``.
+
+        Raises:
+            ValueError: As in :meth:`read`, or if images differ in size.
+        """
+        images = self.read(most, min_images)
+        first = self._keep(0)
+        for index, image in images.items():
+            if image.shape != first.shape:
+                sizes = " and ".join(f"{part.shape[-2]} x {part.shape[-1]}" for part in (first, image))
                 msg = (
                     f"The images differ in size ({sizes} pixels, {self.paths[0]} and {self.paths[index]}): resize them "
                     "to one size in the pre-processor."
                 )
                 raise ValueError(msg)
-        return torch.stack([self._keep(index) for index in chosen])
+        return torch.stack(list(images.values()))
 
     def unread(self) -> Iterator[Exception]:
         """Read all images once, those that :meth:`load` returns into memory.
@@ -229,17 +246,24 @@ class NormalImages:
         Yields:
             Exception: A problem for each image that cannot be read or is not what a detector can see.
         """
-        chosen = set(evenly_spaced(len(self), MAX_IMAGES).tolist())
+        chosen: set[int] | None = None
         indices = range(len(self))
         for index in progress(indices, "Checking training images") if len(self) >= MIN_BAR else indices:
-            problem = self._problem(index, index in chosen)
+            problem = self._problem(index, index == 0 or (chosen is not None and index in chosen))
             if problem is not None:
                 yield problem
+            elif index == 0:
+                chosen = set(self._choose(MAX_IMAGES, MIN_IMAGES))
+
+    def _choose(self, most: int, min_images: int) -> list[int]:
+        """Indices of evenly spaced images that fit into memory, judged by the first one."""
+        fitting = max(min_images, MAX_BYTES // self._keep(0).numel())
+        return evenly_spaced(len(self), min(most, fitting)).tolist()
 
     def _problem(self, index: int, keep: bool) -> Exception | None:
-        """Problem of one image, which is kept if there is room."""
+        """Problem of one image, which is kept in memory or not."""
         try:
-            if keep and sum(image.numel() for image in self._kept.values()) < MAX_BYTES:
+            if keep:
                 self._keep(index)
             else:
                 self[index]
@@ -336,43 +360,3 @@ class NormalImages:
                 f"needs values in [0, 1]: {remedy}."
             )
             raise ValueError(msg)
-
-
-def make_resize(image_size: tuple[int, int] | None) -> PreProcessor | None:
-    """Pre-processor that resizes and does nothing else.
-
-    Args:
-        image_size (tuple[int, int] | None): Height and width in pixels. ``None`` keeps the size of images.
-
-    Returns:
-        PreProcessor | None: Pre-processor, ``None`` without a size.
-    """
-    return None if image_size is None else PreProcessor(transform=Resize(list(image_size), antialias=False))
-
-
-def flatten_transform(transform: nn.Module | None) -> list[nn.Module]:
-    """List the transforms that a transform is composed of, in their order, however deeply they are nested.
-
-    Args:
-        transform (nn.Module | None): Transform.
-
-    Returns:
-        list[nn.Module]: Transforms; the transform itself if it is not composed.
-    """
-    if transform is None:
-        return []
-    parts = getattr(transform, "transforms", None)
-    return [transform] if parts is None else [step for part in parts for step in flatten_transform(part)]
-
-
-def find_transform(transform: nn.Module | None, kind: type[Kind]) -> Kind | None:
-    """Find a transform of a given class in another transform.
-
-    Args:
-        transform (nn.Module | None): Transform.
-        kind (type[Kind]): Class to look for.
-
-    Returns:
-        Kind | None: The first one found, ``None`` if there is none.
-    """
-    return next((step for step in flatten_transform(transform) if isinstance(step, kind)), None)

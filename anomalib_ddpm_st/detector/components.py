@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import (
     Resize,
 )
 
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, find_transform, flatten_transform
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE
+from anomalib_ddpm_st.core.transforms import find_transform, flatten_transform
 
 # Transforms that do not commute with Resize.
 FIELD_OF_VIEW = (CenterCrop, FiveCrop, Pad, RandomCrop, RandomResizedCrop)

@@ -17,8 +17,9 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import Resize
 
 from anomalib_ddpm_st.core.config import check_number
-from anomalib_ddpm_st.core.images import NormalImages, find_transform, make_resize
+from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
+from anomalib_ddpm_st.core.transforms import find_transform, make_resize
 
 from .openvino import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
 
@@ -138,7 +139,8 @@ class ExportMixin(Base):
             raise ValueError(msg)
         import openvino  # an extra, as in anomalib
 
-        images = NormalImages.from_datamodule(datamodule, self._resize(input_size)).load(MAX_CALIBRATION_IMAGES)
+        normal = NormalImages.from_datamodule(datamodule, self._resize(input_size))
+        images = list(normal.read(MAX_CALIBRATION_IMAGES).values())
         with tempfile.TemporaryDirectory() as work_dir:
             path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
             model = openvino.Core().read_model(path)

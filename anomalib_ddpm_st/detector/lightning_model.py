@@ -209,8 +209,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Prepare the bank of textures of normal images, if the source of the defects needs one."""
         if images is None or not self.defects.needs_bank:
             return
-        device = self.trainer.strategy.root_device
-        precision = str(self.trainer.precision)
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
         settings = (self.bank, self.diffusion, self.diffusion_path, self.cache_dir, device, precision)
         try:
             prepared = prepare_bank(images, *settings, min_images=2)

@@ -3,7 +3,7 @@
 
 """INT8 quantisation of exported models, calibrated with the training images of the detector."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,21 +21,21 @@ SEED = 0
 MAP_RANK = 4
 
 
-def calibration_images(images: torch.Tensor) -> Iterator[torch.Tensor]:
+def calibration_images(images: Sequence[torch.Tensor] | torch.Tensor) -> Iterator[torch.Tensor]:
     """Normal images, every second one with a defect.
 
     Without defects the ranges of the segmentation would be calibrated too narrow.
 
     Args:
-        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        images (Sequence[torch.Tensor] | torch.Tensor): Normal images, ``uint8`` of shape ``(3, H, W)``.
 
     Yields:
         torch.Tensor: Images of shape ``(1, 3, H, W)`` with values in [0, 1], the same in every call.
     """
     random = torch.Generator().manual_seed(SEED)
     defects = DiffusionAnomalyGenerator(defects=DefectConfig("self_texture", probability=1.0), generator=random)
-    for index, image in enumerate(images.split(1)):
-        values = image.float() / 255
+    for index, image in enumerate(images):
+        values = image[None].float() / 255
         yield defects(values)[0] if index % 2 else values
 
 
@@ -61,7 +61,7 @@ def keep_in_float(model: "ov.Model") -> list[str]:
     return names
 
 
-def _calibration(model: "ov.Model", images: torch.Tensor) -> dict[str, Any]:
+def _calibration(model: "ov.Model", images: Sequence[torch.Tensor] | torch.Tensor) -> dict[str, Any]:
     """Arguments common to both ways of quantising."""
     import nncf  # an extra, as in anomalib
 
@@ -84,12 +84,12 @@ def _whole_range() -> Any:  # noqa: ANN401
     return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
 
 
-def quantize(model: "ov.Model", images: torch.Tensor) -> "ov.Model":
+def quantize(model: "ov.Model", images: Sequence[torch.Tensor] | torch.Tensor) -> "ov.Model":
     """Quantise an exported model to INT8.
 
     Args:
         model (ov.Model): Exported model in FP32.
-        images (torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(N, 3, H, W)``.
+        images (Sequence[torch.Tensor] | torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(3, H, W)``.
 
     Returns:
         ov.Model: Quantised model.
@@ -101,7 +101,7 @@ def quantize(model: "ov.Model", images: torch.Tensor) -> "ov.Model":
 
 def quantize_with_accuracy_control(
     model: "ov.Model",
-    images: torch.Tensor,
+    images: Sequence[torch.Tensor] | torch.Tensor,
     validation_data: AnomalibDataset,
     size: tuple[int, int] | None,
     metric: "Metric",
@@ -111,7 +111,7 @@ def quantize_with_accuracy_control(
 
     Args:
         model (ov.Model): Exported model in FP32.
-        images (torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(N, 3, H, W)``.
+        images (Sequence[torch.Tensor] | torch.Tensor): Normal images for calibration, ``uint8`` of shape ``(3, H, W)``.
         validation_data (AnomalibDataset): Images with labels, one at a time, that the metric is measured on.
         size (tuple[int, int] | None): Height and width that images are resized to first, ``None`` if the model takes
             any.

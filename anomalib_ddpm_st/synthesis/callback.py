@@ -15,7 +15,8 @@ from torch import nn
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_ddpm_st.core.config import as_config
-from anomalib_ddpm_st.core.images import NormalImages, find_transform
+from anomalib_ddpm_st.core.images import NormalImages
+from anomalib_ddpm_st.core.transforms import find_transform
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 
 from .config import BankConfig, DefectConfig

@@ -34,7 +34,8 @@ from torchvision.transforms.v2 import (
 )
 
 from anomalib_ddpm_st.core import images as module
-from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced, find_transform, make_resize
+from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced
+from anomalib_ddpm_st.core.transforms import find_transform, make_resize
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 # How far a rounded value may be from one that is not.
@@ -422,8 +423,8 @@ def test_overshoot_is_cut_off(offset: float, tmp_path: Path) -> None:
     ("transform", "message"),
     [
         (Scaled(255), r"values from 0\.00 to 255\.00 .+ needs values in \[0, 1\]: scale them to \[0, 1\]\."),
-        (Scaled(offset=0.2), r"to 1\.20 .+ scale them"),
-        (Scaled(offset=-0.2), r"from -0\.20 .+ scale them"),
+        (Scaled(offset=0.7), r"to 1\.70 .+ scale them"),
+        (Scaled(offset=-0.7), r"from -0\.70 .+ scale them"),
         (Scaled(float("nan")), r"from nan .+ scale them"),
         (Compose([Resize((8, 8)), NORMALIZE]), "remove Normalize from the transforms"),
         (Grayscale(), r"has 1 channel after .+ needs 3: set num_output_channels=3 of Grayscale"),
@@ -558,13 +559,3 @@ def test_aspect_does_not_depend_on_what_was_read(tmp_path: Path, monkeypatch: py
 def test_evenly_spaced(count: int, most: int, expected: list[int]) -> None:
     """First and last item are chosen, and the gaps are equal."""
     assert evenly_spaced(count, most).tolist() == expected
-
-
-def test_find_transform() -> None:
-    """However deeply it is nested; ``None`` if there is none."""
-    crop = CenterCrop(8)
-    nested = Compose([Resize(16), Compose([crop, CenterCrop(4)])])
-    assert find_transform(nested, CenterCrop) is crop
-    assert find_transform(crop, CenterCrop) is crop
-    assert find_transform(nested, Normalize) is None
-    assert find_transform(None, Resize) is None

@@ -129,4 +129,4 @@ def test_calibration_images(
     path = model.to_openvino(tmp_path, "name", input_size, compression_type=compression, datamodule=data)
     assert path == tmp_path / "model.xml"
     paths = [tmp_path / "good" / f"{index}.png" for index in (0, 2, 4)]
-    assert torch.equal(given[0], NormalImages.from_files(paths, size).load())
+    assert torch.equal(torch.stack(given[0]), NormalImages.from_files(paths, size).load())

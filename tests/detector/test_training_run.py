@@ -405,6 +405,21 @@ def test_reloaded_data_does_not_start_again_where_training_resumed() -> None:
     assert loaders[1].state_dict()["drawn"] == 0
 
 
+def test_position_in_the_data_is_part_of_the_state() -> None:
+    """Together with the random state of the last step."""
+    run = TrainingRun()
+    assert set(run.state_dict()) == {"random_state"}
+    loader = run._resumable(lambda: DataLoader(range(5), 2, shuffle=True))
+    next(iter(loader))
+    run.on_train_batch_end(MagicMock(should_stop=True), MagicMock())
+    before = torch.get_rng_state()
+    torch.rand(3)
+    state = run.state_dict()
+    assert state["loader"] == loader.state_dict()
+    assert state["loader"]["drawn"] == 1
+    assert torch.equal(state["random_state"]["cpu"], before)
+
+
 @pytest.mark.parametrize("kind", ["overfitting", "data loaders"])
 def test_other_data_is_left_alone(kind: str, fit: Fit, datamodule: Folder) -> None:
     """Without a datamodule, or if Lightning replaces the loader itself."""
@@ -560,6 +575,15 @@ def test_nothing_is_saved(case: str) -> None:
     model.reference.calibrate_scores.assert_called_once_with(trainer.global_step)
     trainer.save_checkpoint.assert_not_called()
     callback.on_validation_end.assert_not_called()
+
+
+def test_monitoring_callbacks_are_left_to_lightning() -> None:
+    """What they monitor is of an earlier step."""
+    callbacks = [MagicMock(monitor=None), MagicMock(monitor="image_AUROC")]
+    trainer = MagicMock(checkpoint_callbacks=callbacks, fast_dev_run=False, global_step=5, default_root_dir=".")
+    TrainingRun().on_train_end(trainer, MagicMock())
+    callbacks[0].on_validation_end.assert_called_once()
+    callbacks[1].on_validation_end.assert_not_called()
 
 
 @pytest.mark.parametrize(("limits", "text"), [({}, ""), ({"max_steps": 4}, "and a higher bound of steps, epochs or")])
