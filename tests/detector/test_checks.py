@@ -93,8 +93,9 @@ def evaluation(tmp_path: Path) -> TrainingData:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_nothing_is_wrong(check: Check, precision: str, tmp_path: Path) -> None:
     """Nothing is raised, and nothing left in the folders."""
-    check(evaluation(tmp_path), precision=precision, min_steps=10)
-    assert not list((tmp_path / "results").iterdir())
+    folder = tmp_path / "results" / "of" / "today"
+    check(evaluation(tmp_path), precision=precision, min_steps=10, default_root_dir=folder)
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
@@ -202,6 +203,13 @@ def test_folders(
         check(**({name: blocked} if name == "default_root_dir" else {}))
 
 
+def test_read_only_folder(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exists, and a file cannot be made in it."""
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", MagicMock(side_effect=OSError("Read-only file system")))
+    with pytest.raises(OSError, match=r"^The folder .*results cannot be written \(Read-only file system\)"):
+        check()
+
+
 def test_cache_is_not_needed(check: Check, model: SimpleNamespace, tmp_path: Path) -> None:
     """By shuffled tiles."""
     (tmp_path / "file").write_text("in the way")
@@ -222,9 +230,11 @@ def test_weights(check: Check, pre_trained: bool, has_weights: bool, model: Simp
         return
     with pytest.raises(ConnectionError, match="no network"):
         check()
+    with pytest.raises(ValueError, match=r"(?s)Training cannot start.*no network"):
+        check(min_steps=STEPS + 1)
     teacher.load_weights.side_effect = None
     check()
-    assert teacher.load_weights.call_args_list == [call()] * 2
+    assert teacher.load_weights.call_args_list == [call()] * 3
 
 
 @pytest.mark.usefixtures("needs_bank")
@@ -233,6 +243,8 @@ def test_diffusion_path(check: Check, model: SimpleNamespace, tmp_path: Path, pi
     model.diffusion_path = str(tmp_path / "ddpm")
     with pytest.raises(FileNotFoundError, match="There is no trained DDPM in"):
         check()
+    with pytest.raises(ValueError, match=r"(?s)Training cannot start.*There is no trained DDPM in"):
+        check(min_steps=STEPS + 1)
     pipeline.save_pretrained(tmp_path / "ddpm")
     state = torch.get_rng_state()
     check()

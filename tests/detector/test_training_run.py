@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
+from anomalib_ddpm_st.core.interruption import StopOnSignal
 from anomalib_ddpm_st.core.training_loader import TrainingLoader
 from anomalib_ddpm_st.detector import training_run
 from anomalib_ddpm_st.detector.normal_reference import SCALE_IMAGES
@@ -339,6 +340,16 @@ def test_everything_is_restored(
     assert model.torn_down >= 1
 
 
+def test_signals_are_given_back_after_an_error() -> None:
+    """Without relying on Lightning, which puts back what it found when it started."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    run = TrainingRun()
+    StopOnSignal.on_train_start(run, MagicMock(world_size=1), MagicMock())
+    assert [signal.getsignal(number) for number in SIGNALS] != before
+    run.on_exception(SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING)), MagicMock(), RuntimeError())
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
 def test_problem_before_training_restores_the_interval(fit: Fit) -> None:
     """Such as one that the check finds."""
 
@@ -559,6 +570,20 @@ def test_training_without_validation_is_saved_at_the_interval(fit: Fit, monkeypa
     saved.clear()
     fit(limit_val_batches=0, callbacks=[Watch()], val_check_interval=1.0, check_val_every_n_epoch=2)
     assert saved == [8]
+
+
+def test_training_with_validation_is_saved_after_it(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thresholds are part of the checkpoint."""
+    monkeypatch.setattr(training_run.TrainingRun, "_find_interval", lambda *_: 3)
+    model, saved = Detector(), []
+
+    class Watch(Callback):
+        def on_save_checkpoint(self, trainer: Trainer, *args: object) -> None:
+            del args
+            saved.append((trainer.global_step, model.validations[-1]))
+
+    fit(model, callbacks=[Watch()])
+    assert saved == [(3, 3), (6, 6), (8, 8)]
 
 
 @pytest.mark.parametrize("case", ["no callback", "trial", "no step"])

@@ -17,7 +17,10 @@ from anomalib.data.utils import ValSplitMode
 from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 from anomalib.models.components.base.export_mixin import ExportMixin
 
+from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.core.signal_stack import signal_stack
+
+from .conftest import make_engine
 
 Export = Callable[[tuple[int, int] | None], Path]
 # Processors with bfloat16 would use it by default.
@@ -117,3 +120,23 @@ def test_onnx_export_is_a_file(tmp_path: Path, trained: tuple) -> None:
     engine, model, _ = trained
     path = engine.export(model, ExportType.ONNX, export_root=tmp_path)
     onnx.checker.check_model(str(path))
+
+
+def test_pre_processor_without_a_size(tmp_path: Path, datamodule: MVTecAD, small: dict[str, Any]) -> None:
+    """Without a resize, the exported model takes the size of the training images, after a reload, too."""
+    model = DdpmSt(**{**small, "pre_processor": False, "defects": {"source": "self_texture"}})
+    engine = make_engine(tmp_path, limit_val_batches=0)
+    engine.fit(model, datamodule=datamodule)
+    loaded = DdpmSt.load_from_checkpoint(engine.best_model_path).eval()
+    assert loaded.pre_processor is None
+    assert loaded.item_size == model.item_size
+    image = datamodule.test_data[0].image
+    assert loaded.item_size == image.shape[-2:]
+    path = engine.export(loaded, ExportType.OPENVINO, export_root=tmp_path)
+    compiled = openvino.Core().compile_model(path, "CPU", FLOAT32)
+    assert list(compiled.input(0).partial_shape)[2:] == list(image.shape[-2:])
+    with torch.no_grad():
+        expected = loaded(image[None]).anomaly_map
+    np.testing.assert_allclose(compiled([image[None].numpy()])["anomaly_map"], expected, atol=1e-4)
+    with pytest.raises(ValueError, match="pass input_size, or train the model first"):
+        DdpmSt(**{**small, "pre_processor": False}).to_onnx(tmp_path / "untrained")
