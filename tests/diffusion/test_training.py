@@ -9,14 +9,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
 
+from anomalib_ddpm_st.core.training_loader import ResumableSampler
 from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, DiffusionModule, train_diffusion, training
-from anomalib_ddpm_st.diffusion.training import CHECKPOINT_NAME, ENOUGH_IMAGES
+from anomalib_ddpm_st.diffusion.training import CHECKPOINT_NAME, ENOUGH_IMAGES, SaveOnSignal
 
 SETTINGS: dict[str, Any] = {"training_steps": 4, "batch_size": 2, "block_out_channels": (8, 8)}
 TRAINER: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
@@ -181,6 +183,21 @@ def test_resumed_training_equals_an_uninterrupted_one(
             assert torch.equal(one, other)
         for one, other in zip(modules[-1].ema.shadow_params, modules[0].ema.shadow_params, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_signals_are_given_back(number: int | None, tmp_path: Path) -> None:
+    """At the end, where only a signal makes a checkpoint."""
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    stop = SaveOnSignal(tmp_path / CHECKPOINT_NAME, ResumableSampler(range(3), 2))
+    trainer = MagicMock(world_size=1)
+    stop.on_train_start(trainer, None)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] != before
+    if number is not None:
+        os.kill(os.getpid(), number)
+    stop.on_train_end(trainer, None)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert trainer.save_checkpoint.called == (number is not None)
 
 
 def test_training_is_lengthened(normal_images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
