@@ -43,6 +43,15 @@ def _same_world(stderr_descriptor: int) -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, since sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """Seeded generator on the CPU."""
     return torch.Generator().manual_seed(1)

@@ -32,7 +32,7 @@ def start(world_size: int = 1) -> tuple[StopOnSignal, SimpleNamespace]:
 
 
 def current() -> dict[int, Any]:
-    """Handlers of now."""
+    """Current handlers."""
     return {number: signal.getsignal(number) for number in SIGNALS}
 
 

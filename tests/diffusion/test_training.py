@@ -6,7 +6,6 @@
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -34,15 +33,6 @@ def _short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(pipeline: DefectPipeline) -> torch.Tensor:
     """All weights of the network in one vector."""
     return torch.cat([value.flatten() for value in pipeline.unet.state_dict().values()])
-
-
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread, since sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None, error: type | None = None) -> list[int]:
@@ -120,7 +110,7 @@ def test_goes_on_after_an_interruption(
     assert not (tmp_path / CHECKPOINT_NAME).exists()
 
 
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("few", "interruption", "steps"),
     [(False, KeyboardInterrupt, (2, 3, 6)), (True, signal.SIGINT, (1, 2, 5)), (True, signal.SIGTERM, (3, 4))],

@@ -12,7 +12,6 @@ Change them only together with the method, never to make a refactoring pass.
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,6 @@ class Losses(Callback):
         """Keep the loss."""
         del trainer, pl_module, args
         self.values.append(outputs["loss"].item())
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute with one thread, since sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

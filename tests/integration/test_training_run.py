@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from anomalib_ddpm_st.detector.training_run import newest
 from anomalib_ddpm_st.synthesis import preparation
 
 from .conftest import CATEGORY, SMALL_IMAGES, make_engine
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 8
 STEPS_PER_EPOCH = 3
@@ -53,15 +55,6 @@ class Losses(Callback):
         """Count."""
         del args
         self.validations += 1
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute with one thread, since sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -264,7 +257,7 @@ def test_problems_are_found_before_stage_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_line_resumes(number: int, tmp_path: Path, mvtec_root: Path) -> None:
-    """An interrupted ``train``, run again, goes on where it stopped, then starts anew; the exit status tells."""
+    """An interrupted ``train``, run again, resumes where it stopped, and after its end starts from the beginning."""
     config = {
         "seed_everything": 5,
         "model": {
