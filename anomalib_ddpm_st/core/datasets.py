@@ -43,7 +43,8 @@ def list_images(dataset: Dataset) -> Iterator[tuple[Dataset, int, str, int]]:
         dataset (Dataset): As in :class:`NormalImages`.
 
     Yields:
-        tuple[Dataset, int, str, int]: Dataset and position to read the item from, file, and label, 0 for normal images.
+        tuple[Dataset, int, str, int]: Dataset without augmentations and position to read the item from, file, and
+        label, 0 for normal images.
 
     Raises:
         TypeError: If the dataset does not list its images.
@@ -67,8 +68,9 @@ def list_images(dataset: Dataset) -> Iterator[tuple[Dataset, int, str, int]]:
         )
         raise TypeError(msg)
     if len(samples):
+        plain = without_augmentations(dataset)
         rows = zip(samples["image_path"], samples["label_index"], strict=True)
-        yield from ((dataset, position, str(path), int(label)) for position, (path, label) in enumerate(rows))
+        yield from ((plain, position, str(path), int(label)) for position, (path, label) in enumerate(rows))
 
 
 def without_augmentations(dataset: Dataset) -> Dataset:

@@ -20,7 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.transforms.v2 import Normalize, functional
 from torchvision.tv_tensors import Image, Mask
 
-from .datasets import ImageFiles, list_images, read_item, without_augmentations
+from .datasets import ImageFiles, list_images, read_item
 from .progress import progress
 from .transforms import find_transform, make_resize
 
@@ -81,9 +81,7 @@ class NormalImages:
         augmentations: nn.Module | None = None,
         normalize: Normalize | None = None,
     ) -> None:
-        listed = [entry for entry in list_images(dataset) if entry[3] == 0]
-        plain = {id(part): without_augmentations(part) for part, *_ in listed}
-        self._items = [(plain[id(part)], position, path) for part, position, path, _ in listed]
+        self._items = [(part, position, path) for part, position, path, label in list_images(dataset) if label == 0]
         self.pre_processor = pre_processor
         self.augmentations = augmentations
         self.normalize = normalize
@@ -178,11 +176,7 @@ class NormalImages:
         item = read_item(dataset, position, path)
         image = cast("torch.Tensor", item.image)
         self._native_sizes[index] = (image.shape[-2], image.shape[-1])
-        try:
-            # In 64 bit, or the last bit of a pixel, and with it every cache key, would depend on the thread count.
-            seen = self._see(image.double(), item.gt_mask, index)
-        except (RuntimeError, TypeError):  # transforms that compute in 32 bit only
-            seen = self._see(image.float(), item.gt_mask, index)
+        seen = self._see(image, item.gt_mask, index)
         if self.normalize is not None:
             mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (self.normalize.mean, self.normalize.std))
             seen = seen * std + mean
@@ -292,12 +286,12 @@ class NormalImages:
 
     def _ratio(self, size: tuple[int, int]) -> float:
         """Width over height of what an image of a given size shows after the transforms."""
-        dark, bright = (self._probe(torch.tensor(value), size) for value in (0.25, 0.75))
+        dark, bright = (self._see(torch.full((3, *size), value), None, 0) for value in (0.25, 0.75))
         shown = (bright - dark).abs().amax(dim=0) > 1e-3  # all but padding
         extents = []
         for axis, length in enumerate(size):
             ramp = torch.linspace(0.25, 0.75, length).reshape((-1, 1) if axis == 0 else (1, -1))
-            seen = self._probe(ramp, size).movedim(axis + 1, 0)
+            seen = self._see(ramp.expand(3, *size), None, 0).movedim(axis + 1, 0)
             places = shown.any(dim=1 - axis).nonzero().flatten().tolist() or [0]
             low, high = places[len(places) // 4], places[-1 - len(places) // 4]
             change = (seen[high] - seen[low]).abs().amax().item()
@@ -306,14 +300,6 @@ class NormalImages:
         measured = all(math.isfinite(extent) and extent > 0 for extent in extents)
         return round(width / height, 4) if measured else size[1] / size[0]
 
-    def _probe(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Pass grey values through all transforms as an image of a given size."""
-        image = values.double().expand(3, *size)
-        try:
-            return self._see(image, None, 0)
-        except (RuntimeError, TypeError):
-            return self._see(image.float(), None, 0)
-
     def _keep(self, index: int) -> torch.Tensor:
         """Image that is read only once."""
         if index not in self._kept:
@@ -321,7 +307,15 @@ class NormalImages:
         return self._kept[index]
 
     def _see(self, image: torch.Tensor, mask: torch.Tensor | None, seed: int) -> torch.Tensor:
-        """Pass an image of shape ``(3, H, W)`` through all transforms, which get the types of tensor that they know."""
+        """Pass an image of shape ``(3, H, W)`` through all transforms."""
+        try:
+            # In 64 bit, or the last bit of a pixel, and with it every cache key, would depend on the thread count.
+            return self._transform(image.double(), mask, seed)
+        except (RuntimeError, TypeError):  # transforms that compute in 32 bit only
+            return self._transform(image.float(), mask, seed)
+
+    def _transform(self, image: torch.Tensor, mask: torch.Tensor | None, seed: int) -> torch.Tensor:
+        """Apply all transforms, which get the types of tensor that they know."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.augmentations is not None:

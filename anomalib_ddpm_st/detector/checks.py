@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from anomalib_ddpm_st.core.cache import default_cache_dir
-from anomalib_ddpm_st.core.datasets import list_images, read_item, without_augmentations
+from anomalib_ddpm_st.core.datasets import list_images, read_item
 from anomalib_ddpm_st.core.images import MIN_BAR, NormalImages
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.diffusion import load_pipeline
@@ -62,16 +63,16 @@ def check_before_training(
         problems += [*unread, *check_files([*data.validation, *data.test])]
         if data.images is not None and not unread:
             problems += _check_network(model, data.images, data.batch_size)
-    if len(problems) == 1:
-        raise problems[0]
     if not problems:
         _warn(model, data)
-    if problems:
-        lines = [f"- {problem}" for problem in problems[:MAX_LISTED]]
-        if len(problems) > MAX_LISTED:
-            lines.append(f"- and {len(problems) - MAX_LISTED} more.")
-        msg = "Training cannot start:\n" + "\n".join(lines)
-        raise ValueError(msg)
+        return
+    if len(problems) == 1:
+        raise problems[0]
+    lines = [f"- {problem}" for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"- and {len(problems) - MAX_LISTED} more.")
+    msg = "Training cannot start:\n" + "\n".join(lines)
+    raise ValueError(msg)
 
 
 def _warn(model: DetectorModule, data: TrainingData | None) -> None:
@@ -165,11 +166,8 @@ def check_files(datasets: Iterable[Dataset]) -> list[Exception]:
     """
     entries: dict[str, tuple[Dataset, int, str]] = {}
     for dataset in datasets:
-        try:
-            listed = list(list_images(dataset))
-        except TypeError:
-            continue
-        entries |= {path: (without_augmentations(part), position, path) for part, position, path, _ in listed}
+        with suppress(TypeError):
+            entries |= {path: (part, position, path) for part, position, path, _ in list_images(dataset)}
 
     def read(entry: tuple[Dataset, int, str]) -> Exception | None:
         try:

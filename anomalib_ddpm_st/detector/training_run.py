@@ -259,7 +259,6 @@ class TrainingRun(StopOnSignal):
                 line += "." if interrupted else " and a higher bound of steps, epochs or time."
             print(line, flush=True)  # noqa: T201
         if self.signal_number is not None:
-            pl_module.teardown(stage)
             raise SystemExit(128 + self.signal_number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -141,7 +141,6 @@ def _make_trainer(
             ModelCheckpoint(
                 dirpath=checkpoint.parent,
                 filename=checkpoint.stem,
-                # At the end of an epoch, Lightning would resume with one more step of it.
                 every_n_train_steps=STEPS_PER_EPOCH,
                 enable_version_counter=False,
             ),

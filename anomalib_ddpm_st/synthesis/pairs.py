@@ -81,7 +81,8 @@ def write_pairs(
         )
         raise ValueError(msg)
     output = Path(output)
-    _claim(output, {**(settings or {}), "seed": seed, "images": images.paths})
+    sources = images.paths
+    _claim(output, {**(settings or {}), "seed": seed, "images": sources})
     pairs = []
     for index in progress(range(count), "Pairs of image and mask", total=count):
         turn, place = divmod(index, len(images))
@@ -94,7 +95,7 @@ def write_pairs(
             # The image comes last: if it is there, its mask is too.
             for path, pixels in zip(files[::-1], (mask, image.float() / 255), strict=True):
                 _write(path, pixels)
-        pairs.append(_measure(name, normal, files, images.paths[place]))
+        pairs.append(_measure(name, normal, files, sources[place]))
     pd.DataFrame([asdict(pair) for pair in pairs]).to_csv(output / TABLE_FILE, index=False, lineterminator="\n")
     return pairs
 
