@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from anomalib_ddpm_st.synthesis.foreground import foreground_mask
+from anomalib_ddpm_st.synthesis.foreground import find_foreground
 from anomalib_ddpm_st.synthesis.textures import is_grey
 
 HOLD_OUT_EVERY = 5
@@ -170,7 +170,7 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
         if the defect is hardly visible.
     """
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    foreground = foreground_mask(tensor)[0, 0].numpy()
+    foreground = find_foreground(tensor).mask[0, 0].numpy()
     rows, columns = np.nonzero(foreground)
     index = int(rng.integers(len(rows)))
     changed, mask = KINDS[kind](image.astype(np.float64), (int(columns[index]), int(rows[index])), rng)

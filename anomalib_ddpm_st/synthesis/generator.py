@@ -18,7 +18,7 @@ from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
 from .blending import blend, changed_mask
 from .config import DefectConfig
-from .foreground import foreground_mask, is_surface
+from .foreground import find_foreground
 from .masks import SOFTNESS_RANGE, Windows, limit_masks, random_windows, soften
 from .perlin import random_perlin_masks
 from .texture_bank import TextureBank
@@ -205,8 +205,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         allowed = torch.ones_like(parameters.perlin_masks)
         has_object = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.defects.foreground == "auto":
-            allowed = foreground_mask(images)
-            has_object = ~is_surface(allowed)
+            allowed, is_surface = find_foreground(images)
+            has_object = ~is_surface
         textures = images
         if parameters.tile_order is not None:
             textures = ShuffledTiles.apply(images, parameters.tile_order)

@@ -20,7 +20,7 @@ from anomalib_ddpm_st.synthesis import blending as blending_module
 from anomalib_ddpm_st.synthesis import generator as generator_module
 from anomalib_ddpm_st.synthesis import textures as textures_module
 from anomalib_ddpm_st.synthesis.config import Foreground, Source
-from anomalib_ddpm_st.synthesis.foreground import foreground_mask
+from anomalib_ddpm_st.synthesis.foreground import find_foreground
 from anomalib_ddpm_st.synthesis.masks import CENTRE_SIZE, Windows
 from anomalib_ddpm_st.synthesis.textures import BankTextureParameters, ShuffledTiles
 
@@ -282,7 +282,7 @@ def test_small_objects_are_not_missed(generator: torch.Generator, monkeypatch: p
     images[..., 40:50, 12:24] = 0.2
     transform = make(plain_bank(140), opacity=(1.0, 1.0), p_local=0.0, generator=generator)
     parameters = transform.sample_parameters(images)
-    missed = ~(parameters.perlin_masks & foreground_mask(images)).flatten(1).any(dim=1)
+    missed = ~(parameters.perlin_masks & find_foreground(images).mask).flatten(1).any(dim=1)
     assert missed.any()
     assert transform.apply_parameters(images, parameters)[1][missed].flatten(1).any(dim=1).all()
 
@@ -416,7 +416,7 @@ def test_opacity_stays_in_range(bank: TextureBank) -> None:
 def test_foreground(generator: torch.Generator) -> None:
     """Defects stay on the object with ``auto`` and reach the background with ``off``."""
     images = object_images(60)
-    away = ~functional.max_pool2d(foreground_mask(images).float(), 3, stride=1, padding=1).bool()
+    away = ~functional.max_pool2d(find_foreground(images).mask.float(), 3, stride=1, padding=1).bool()
     assert away.any()
     auto = make(foreground="auto", generator=generator)(images)[1].bool()
     off = make(foreground="off", generator=generator)(images)[1].bool()
