@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from anomalib_ddpm_st.core.frames import fill_frames, find_frames, restore_frames
 from anomalib_ddpm_st.core.geometry import flip_rotate, random_affine
 from anomalib_ddpm_st.core.images import evenly_spaced
 
@@ -50,7 +51,8 @@ def jitter_pair(
     """Slightly change pose and brightness of images, and in the same way of their copies with defects and the masks.
 
     The gain changes by up to 15 % and the offset by up to 0.05. Every second image, since interpolation costs
-    sharpness, is rotated by up to 4 degrees, scaled by up to 6 % and shifted by up to 4 % of each side.
+    sharpness, is rotated by up to 4 degrees, scaled by up to 6 % and shifted by up to 4 % of each side. Padding
+    stays as it is.
 
     Args:
         images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
@@ -60,6 +62,8 @@ def jitter_pair(
     Returns:
         tuple[torch.Tensor, torch.Tensor, torch.Tensor]: The three, changed.
     """
+    originals, frames = (images, augmented, masks), find_frames(images)
+    images, augmented = (fill_frames(part, frames) for part in (images, augmented))
     count, device = len(images), images.device
     moved = torch.rand(count, device=device) < P_MOVED
     if moved.any():
@@ -68,6 +72,10 @@ def jitter_pair(
         images, augmented, masks = stacked[:, :3], stacked[:, 3:6], (stacked[:, 6:] > 0.5).to(masks.dtype)
     gain, offset = 2 * torch.rand(2, count, 1, 1, 1, device=device) - 1
     images, augmented = ((part * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1) for part in (images, augmented))
+    images, augmented, masks = (
+        restore_frames(part, original, frames)
+        for part, original in zip((images, augmented, masks), originals, strict=True)
+    )
     return images, augmented, masks
 
 

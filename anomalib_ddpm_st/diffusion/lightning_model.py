@@ -12,6 +12,7 @@ from diffusers.training_utils import EMAModel
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.nn import functional
 
+from anomalib_ddpm_st.core.frames import fill_frames, find_frames, restore_frames
 from anomalib_ddpm_st.core.geometry import random_affine
 from anomalib_ddpm_st.core.optimization import allow_other_length, one_cycle_adamw
 from anomalib_ddpm_st.core.random_state import random_state, set_random_state
@@ -103,7 +104,9 @@ class DiffusionModule(pl.LightningModule):
         del batch_idx
         images = batch[0].float() / 255
         if self.few_images:
-            images = random_affine(images, FEW_ROTATION, FEW_SCALE, FEW_SHIFT).clamp(0, 1)
+            frames = find_frames(images)
+            moved = random_affine(fill_frames(images, frames), FEW_ROTATION, FEW_SCALE, FEW_SHIFT).clamp(0, 1)
+            images = restore_frames(moved, images, frames)
         sample = self._to_sample(images)
         position = position_encoding(sample.shape[-2], sample.shape[-1], sample.device)
         if self.window_size is not None:

@@ -8,21 +8,14 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from anomalib_ddpm_st.core.frames import find_frames, framed_contents
+
 from .masks import dilate
 
 FOREGROUND_SIZE = 64
 HISTOGRAM_BINS = 64
 # Smallest difference in brightness between an object, or an image, and what surrounds it.
 MIN_CONTRAST = 0.08
-# A frame has one colour, up to the rounding of eight bits.
-FRAME_TOLERANCE = 1.5 / 255
-# Rows in which a resize blurs the end of a frame.
-FRAME_BLUR = 4
-# Part of its length along which the content differs visibly at one side of a frame at least, and at all at the others.
-MIN_VISIBLE = 0.8
-MIN_DIFFERENT = 0.5
-# Growth of the difference from the frame, from one row to the next, above which a row is mixed of frame and content.
-MIXED = 0.25
 
 
 class Foreground(NamedTuple):
@@ -32,10 +25,13 @@ class Foreground(NamedTuple):
         mask (torch.Tensor): Boolean masks of shape ``(B, 1, H, W)``.
         is_surface (torch.Tensor): Whether an image shows only a surface, and no object on a plain background; boolean
             of shape ``(B,)``.
+        frames (torch.Tensor): Frames around images, integers of shape ``(B, 4)``, see
+            :func:`~anomalib_ddpm_st.core.frames.find_frames`.
     """
 
     mask: torch.Tensor
     is_surface: torch.Tensor
+    frames: torch.Tensor
 
 
 def otsu_threshold(values: torch.Tensor) -> torch.Tensor:
@@ -70,103 +66,23 @@ def find_foreground(images: torch.Tensor) -> Foreground:
         images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
 
     Returns:
-        Foreground: Masks, and which images are surfaces.
+        Foreground: Masks, which images are surfaces, and frames.
     """
-    areas = find_framed_areas(images)
-    if not areas.any():
-        return _find_foreground(images)
+    frames = find_frames(images)
+    if not frames.any():
+        return Foreground(*_find_foreground(images), frames)
     mask = torch.zeros_like(images[:, :1], dtype=torch.bool)
     is_surface = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    height, width = images.shape[-2:]
-    for area in areas.unique(dim=0):
-        chosen = (areas == area).all(dim=1)
-        top, bottom, left, right = area.tolist()
-        rows, columns = slice(top, height - bottom), slice(left, width - right)
-        inside = _find_foreground(images[chosen][..., rows, columns])
+    for chosen, rows, columns in framed_contents(images, frames):
+        inside, is_surface[chosen] = _find_foreground(images[chosen][..., rows, columns])
         framed = torch.zeros_like(mask[chosen])
-        framed[..., rows, columns] = inside.mask
-        mask[chosen], is_surface[chosen] = framed, inside.is_surface
-    return Foreground(mask, is_surface)
+        framed[..., rows, columns] = inside
+        mask[chosen] = framed
+    return Foreground(mask, is_surface, frames)
 
 
-def find_framed_areas(images: torch.Tensor) -> torch.Tensor:
-    """Find frames of one colour around images, as padding makes them.
-
-    Each side of a frame is straight, has exactly one colour and ends abruptly along most of its length, within the few
-    pixels that a resize blurs. A plain background, even a saturated one, ends so only at a part that fills its width.
-    Frames in a frame are bands of a pattern, and none of them is a frame.
-
-    Args:
-        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
-
-    Returns:
-        torch.Tensor: Rows at the top and at the bottom and columns at the left and at the right that belong to a frame,
-        integers of shape ``(B, 4)``.
-    """
-    areas = _find_outer_frames(images)
-    for index in areas.any(dim=1).nonzero().flatten().tolist():
-        top, bottom, left, right = areas[index].tolist()
-        content = images[index : index + 1, :, top : images.shape[2] - bottom, left : images.shape[3] - right]
-        if _find_outer_frames(content).any():
-            areas[index] = 0
-    return areas
-
-
-def _find_outer_frames(images: torch.Tensor) -> torch.Tensor:
-    """Widths of frames, as :func:`find_framed_areas` returns them, whatever lies within them."""
-    # Every side as the first row of an image.
-    sides = (images, images.flip(2), images.transpose(2, 3), images.transpose(2, 3).flip(2))
-    constant = torch.stack([_count_constant_rows(side) for side in sides], dim=1)
-    framed = torch.zeros_like(constant)
-    for index, rows in enumerate(constant.tolist()):
-        ends, is_visible = [0, 0, 0, 0], False
-        for number, side in enumerate(sides):
-            before, after = (rows[2], rows[3]) if number < 2 else (rows[0], rows[1])
-            across = side[index, :, :, before : side.shape[3] - after]
-            if 0 < rows[number] < side.shape[2] // 2 and across.shape[2] > 0:
-                ends[number], visible = _frame_end(across, rows[number])
-                is_visible |= visible
-        # Every side of one colour must end as a frame does. One side may do so by chance: the flat end of a part.
-        if is_visible and [end > 0 for end in ends] == [count > 0 for count in rows]:
-            framed[index] = torch.tensor(ends)
-    return framed
-
-
-def _count_constant_rows(images: torch.Tensor) -> torch.Tensor:
-    """Number of rows from the first one on that have the colour of the first pixel everywhere, of shape ``(B,)``."""
-    colour = images[:, :, :1, 0]
-    if not (images[:, :, 0] - colour).abs().amax(dim=(1, 2)).le(FRAME_TOLERANCE).any():
-        return torch.zeros(len(images), dtype=torch.long, device=images.device)
-    lowest, highest = images.aminmax(dim=3)
-    differs = torch.maximum(highest - colour, colour - lowest).amax(dim=1) > FRAME_TOLERANCE
-    return differs.cumsum(dim=1).eq(0).sum(dim=1)
-
-
-def _frame_end(image: torch.Tensor, rows: int) -> tuple[int, bool]:
-    """End of a frame at the top of an image.
-
-    Args:
-        image (torch.Tensor): Image of shape ``(3, H, W)``.
-        rows (int): First rows, of one colour.
-
-    Returns:
-        tuple[int, bool]: Number of rows of the frame, 0 if it does not end along most of its length; and whether the
-        content differs visibly.
-    """
-    following = image[:, rows : rows + FRAME_BLUR + 1]
-    difference = (following - image[:, :1, :1]).abs().amax(dim=0)
-    level = difference.mean(dim=1)
-    # Rows that a resize has mixed of frame and content differ less from the frame than the next one does.
-    is_settled = level.diff() < MIXED * level[:-1]
-    for threshold, part in ((MIN_CONTRAST, MIN_VISIBLE), (FRAME_TOLERANCE, MIN_DIFFERENT)):
-        ends = ((difference[:-1] > threshold).float().mean(dim=1) > part) & is_settled
-        if ends.any():
-            return rows + int(ends.float().argmax()), threshold == MIN_CONTRAST
-    return 0, False
-
-
-def _find_foreground(images: torch.Tensor) -> Foreground:
-    """Find the object, or the surface, in images without a frame."""
+def _find_foreground(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks, and which images are surfaces, for images without a frame."""
     small = functional.interpolate(images, (FOREGROUND_SIZE, FOREGROUND_SIZE), mode="bilinear", antialias=True)
     border = _border(small.device)
     border_colour = small[:, :, border].median(dim=2).values[:, :, None, None]
@@ -190,7 +106,7 @@ def _find_foreground(images: torch.Tensor) -> Foreground:
     has_background = plain_border & contrast & (threshold > MIN_CONTRAST) & (area > 0.02) & (area < 0.95)
     foreground = torch.where(has_background, foreground, torch.ones_like(foreground))
     foreground = functional.interpolate(foreground, images.shape[-2:], mode="nearest").bool()
-    return Foreground(foreground, ~has_background.flatten())
+    return foreground, ~has_background.flatten()
 
 
 def _border(device: torch.device) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from anomalib_ddpm_st.core.config import as_config
+from anomalib_ddpm_st.core.frames import fill_frames, find_frames
 from anomalib_ddpm_st.core.images import OVERSHOOT
 from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
@@ -205,13 +206,15 @@ class DiffusionAnomalyGenerator(v2.Transform):
         allowed = torch.ones_like(parameters.perlin_masks)
         has_object = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.defects.foreground == "auto":
-            allowed, is_surface = find_foreground(images)
+            allowed, is_surface, frames = find_foreground(images)
             has_object = ~is_surface
+        else:
+            frames = find_frames(images)
         textures = images
         if parameters.tile_order is not None:
-            textures = ShuffledTiles.apply(images, parameters.tile_order)
+            textures = ShuffledTiles.apply(fill_frames(images, frames), parameters.tile_order)
         if parameters.bank_textures is not None and self.bank_textures is not None:
-            sampled = self.bank_textures.apply(images, parameters.bank_textures, has_object)
+            sampled = self.bank_textures.apply(images, parameters.bank_textures, has_object, frames)
             textures = torch.where(parameters.from_bank, sampled, textures)
         textures = jitter_colours(images, textures, parameters.gain, parameters.offset)
         masks = limit_masks(parameters.perlin_masks, allowed, parameters.windows)

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
+from anomalib_ddpm_st.core.frames import fill_frames
 from anomalib_ddpm_st.core.geometry import shift_and_flip, warp
 from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
@@ -83,6 +84,7 @@ class BankTextures:
         images: torch.Tensor,
         parameters: BankTextureParameters,
         has_object: torch.Tensor,
+        frames: torch.Tensor,
     ) -> torch.Tensor:
         """Make the textures of a batch.
 
@@ -90,6 +92,8 @@ class BankTextures:
             images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
             parameters (BankTextureParameters): Parameters of :meth:`sample`.
             has_object (torch.Tensor): Whether an image shows an object, boolean of shape ``(B,)``.
+            frames (torch.Tensor): Frames of padding around images, which the textures have, too; integers of shape
+                ``(B, 4)``, see :func:`~anomalib_ddpm_st.core.frames.find_frames`.
 
         Returns:
             torch.Tensor: Textures of shape ``(B, 3, H, W)``, with the detail of the images that the bank is too small
@@ -98,10 +102,12 @@ class BankTextures:
         textures = self.bank.get(parameters.indices, (images.shape[-2], images.shape[-1]))
         shifted = has_object & (parameters.shifts.bool() | parameters.flips).any(dim=1)
         if shifted.any():
-            textures[shifted] = shift_and_flip(textures[shifted], parameters.shifts[shifted], parameters.flips[shifted])
+            filled = fill_frames(textures[shifted], frames[shifted])
+            textures[shifted] = shift_and_flip(filled, parameters.shifts[shifted], parameters.flips[shifted])
         zoomed = (parameters.scales != 1) & ~has_object
         if zoomed.any():
-            textures[zoomed] = warp(textures[zoomed], parameters.angles[zoomed], parameters.scales[zoomed])
+            filled = fill_frames(textures[zoomed], frames[zoomed])
+            textures[zoomed] = warp(filled, parameters.angles[zoomed], parameters.scales[zoomed])
         return (textures + self.bank.missing_detail(images)).to(images.dtype)
 
 

@@ -247,3 +247,22 @@ def test_jitter_in_mixed_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         parts = jitter_pair(images, images.clone(), torch.zeros(8, 1, 16, 16))
     assert all(part.dtype == torch.float32 for part in parts)
+
+
+def test_jitter_leaves_padding_alone() -> None:
+    """Padding is the same in every image to be tested, so it is neither moved nor made brighter, nor moved inwards."""
+    images = torch.zeros(8, 3, 64, 64)
+    images[..., 8:-8, 12:-12] = 0.5 + 0.3 * torch.rand(8, 3, 48, 40)
+    augmented = images.clone()
+    augmented[..., 8:20, 12:20] = 0.9
+    masks = torch.zeros(8, 1, 64, 64)
+    masks[..., 8:20, 12:20] = 1
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[8:-8, 12:-12] = True
+    changed, changed_augmented, changed_masks = jitter_pair(images, augmented, masks)
+    for result in (changed, changed_augmented):
+        assert not result[..., ~inside].any()
+        assert result[..., inside].min() > 0.25
+    assert not changed_masks[..., ~inside].any()
+    assert (changed != images).flatten(1).any(dim=1).all()
+    assert (changed_masks != masks).any()

@@ -12,7 +12,12 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torchvision.transforms.v2 import InterpolationMode, Pad, Resize
 
-from anomalib_ddpm_st.synthesis.foreground import HISTOGRAM_BINS, find_foreground, find_framed_areas, otsu_threshold
+from anomalib_ddpm_st.core.frames import find_frames
+from anomalib_ddpm_st.synthesis.foreground import (
+    HISTOGRAM_BINS,
+    find_foreground,
+    otsu_threshold,
+)
 
 
 def between(values: np.ndarray, threshold: float) -> float:
@@ -81,7 +86,7 @@ def draw_object(
 def test_foreground_of_an_object(size: tuple[int, int], background: float, colour: float) -> None:
     """The whole object is found, with its hole filled, up to the resolution of the small image."""
     image, body = draw_object(size, background, colour, background)
-    mask, is_surface = find_foreground(image[None])
+    mask, is_surface, _ = find_foreground(image[None])
     assert not is_surface
     assert mask.shape == (1, 1, *size)
     assert mask.dtype == torch.bool
@@ -99,7 +104,7 @@ def test_foreground_of_a_surface() -> None:
     stripes = (torch.arange(96) // 8 % 2).float().expand(1, 3, 96, 96)
     flat = torch.full((1, 3, 96, 96), 0.4)
     for image in (noise, gradient, stripes, flat):
-        mask, is_surface = find_foreground(image)
+        mask, is_surface, _ = find_foreground(image)
         assert mask.all()
         assert is_surface
 
@@ -107,7 +112,7 @@ def test_foreground_of_a_surface() -> None:
 def test_foreground_of_a_batch() -> None:
     """Objects and surfaces in one batch give the same masks as one by one."""
     images = torch.stack([draw_object()[0], torch.rand(3, 128, 128), draw_object(background=0.1, colour=0.8)[0]])
-    together, is_surface = find_foreground(images)
+    together, is_surface, _ = find_foreground(images)
     for index in range(len(images)):
         assert torch.equal(together[index], find_foreground(images[index : index + 1]).mask[0])
     assert together[1].all()
@@ -136,7 +141,7 @@ def test_frame_is_never_foreground(margins: list[int], fill: float) -> None:
     images = torch.stack([draw_object()[0], torch.rand(3, 128, 128), draw_object(background=0.1, colour=0.8)[0]])
     expected = find_foreground(images)
     left, top, right, bottom = margins
-    mask, is_surface = find_foreground(pad(images, margins, fill))
+    mask, is_surface, _ = find_foreground(pad(images, margins, fill))
     assert torch.equal(is_surface, expected.is_surface)
     content = mask[..., top : mask.shape[-2] - bottom, left : mask.shape[-1] - right]
     assert torch.equal(content, expected.mask)
@@ -147,8 +152,8 @@ def test_frames_of_a_batch() -> None:
     """Images with other frames, and without one, in a batch give the same masks as one by one."""
     image = draw_object((160, 160))[0][None]
     images = torch.cat([image, pad(image[..., 32:], [10, 0, 22, 0], 0.0), pad(image[..., 32:, :], [0, 16, 0, 16], 0.5)])
-    assert find_framed_areas(images).tolist() == [[0, 0, 0, 0], [0, 0, 10, 22], [16, 16, 0, 0]]
-    together, is_surface = find_foreground(images)
+    assert find_frames(images).tolist() == [[0, 0, 0, 0], [0, 0, 10, 22], [16, 16, 0, 0]]
+    together, is_surface, _ = find_foreground(images)
     for index in range(len(images)):
         alone = find_foreground(images[index : index + 1])
         assert torch.equal(together[index], alone.mask[0])
@@ -165,36 +170,7 @@ def test_frame_that_was_resized(size: tuple[int, int], fill: float, interpolatio
     framed = resize(pad(images, [20, 20, 20, 20], fill)).clamp(0, 1)
     expected = pad(find_foreground(images).mask.float(), [20, 20, 20, 20], 0.0)
     expected = Resize(size, interpolation=InterpolationMode.NEAREST)(expected).bool()
-    mask, is_surface = find_foreground(framed)
+    mask, is_surface, _ = find_foreground(framed)
     assert is_surface.tolist() == [False, False, True]
     differs = (mask != expected).float().mean(dim=(1, 2, 3))
     assert (differs < 0.06).all(), differs
-
-
-def test_frame_around_a_dark_side() -> None:
-    """A side of the image that is nearly as dark as the frame ends the frame, too."""
-    image = 0.3 + 0.2 * torch.rand(1, 3, 128, 128)
-    image[..., :20] = 0.01 + 0.02 * torch.rand(1, 3, 128, 20)
-    assert find_framed_areas(pad(image, [16, 16, 16, 16], 0.0)).tolist() == [[16, 16, 16, 16]]
-
-
-def test_plain_backgrounds_are_no_frames() -> None:
-    """A saturated background around a part is no frame, whether the part is round, pointed or cut by the border."""
-    rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
-    disc_ = disc((128, 128), (64, 64), 40)
-    wedge = (columns > 30) & (columns < 100) & ((rows - 64).abs() < (columns - 30) / 2)
-    bullet = (columns > 40) & (((rows - 64) ** 2 + (columns - 40) ** 2) < 40**2)
-    cut = disc((128, 128), (0, 64), 50)
-    images = torch.stack([torch.where(part, 0.3, 1.0).expand(3, -1, -1) for part in (disc_, wedge, bullet, cut)])
-    # The flat ends of wedge and bullet look like one side of a frame.
-    assert not find_framed_areas(images).any()
-    # A background with a little noise cannot be taken for a frame.
-    noisy = images - 0.02 * torch.rand(images.shape)
-    assert torch.equal(find_foreground(images).mask, find_foreground(noisy).mask)
-
-
-@pytest.mark.parametrize("image", [torch.zeros(1, 3, 64, 64), torch.ones(2, 3, 40, 70), torch.rand(1, 3, 32, 32)])
-def test_images_without_a_frame(image: torch.Tensor) -> None:
-    """Images of one colour, and small ones, have no frame."""
-    assert not find_framed_areas(image).any()
-    assert find_foreground(image).mask.all()

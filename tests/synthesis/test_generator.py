@@ -523,8 +523,9 @@ def test_bad_settings(arguments: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("no_jitter")
 def test_objects_are_shifted_and_surfaces_zoomed(foreground: Foreground, monkeypatch: pytest.MonkeyPatch) -> None:
     """A texture that equals the image marks nothing in place, and its differences when displaced."""
-    image = torch.full((1, 3, 64, 64), 0.9)
-    image[:, :, 16:48, 16:48] = torch.rand(3, 32, 32) * 0.3
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    inside = (rows - 32) ** 2 + (columns - 32) ** 2 < 18**2
+    image = torch.where(inside, torch.rand(1, 3, 64, 64) * 0.3, 0.9)
     bank = TextureBank((image * 255).round().to(torch.uint8), torch.tensor([0]), torch.zeros(1, 768))
     transform = DiffusionAnomalyGenerator(bank, replace(PLAIN, foreground=foreground))
     for p_displaced in (0.0, 1.0):
@@ -632,3 +633,23 @@ def test_probability_of_local_defects(bank: TextureBank, p_local: float, generat
         assert masks[used].mean(dim=1).max() < 0.3
     if p_local < 1:
         assert masks[~used].mean(dim=1).max() > 0.3
+
+
+@pytest.mark.parametrize("foreground", ["auto", "off"])
+def test_defects_of_padded_images_show_no_padding(foreground: Foreground) -> None:
+    """Shuffled tiles come from within the frame, and with a foreground no defect lies in the frame."""
+    image = torch.zeros(1, 3, 96, 96)
+    image[..., 20:-20, 12:-12] = 0.6 + 0.1 * torch.rand(3, 56, 72)
+    shuffled = replace(PLAIN, source="self_texture", foreground=foreground)
+    transform = DiffusionAnomalyGenerator(defects=shuffled, generator=torch.Generator().manual_seed(3))
+    changed = 0
+    for _ in range(20):
+        parameters = transform.sample_parameters(image)
+        plain = replace(parameters, gain=torch.ones(1, 3, 1, 1), offset=torch.zeros(1, 3, 1, 1))
+        augmented, mask = transform.apply_parameters(image, plain)
+        inside = mask[..., 20:-20, 12:-12] > 0
+        changed += int(inside.sum())
+        assert augmented[..., 20:-20, 12:-12].min() > 0.5
+        if foreground == "auto":
+            assert mask.sum() == inside.sum()
+    assert changed > 0

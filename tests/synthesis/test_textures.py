@@ -19,6 +19,8 @@ from anomalib_ddpm_st.synthesis.textures import (
     jitter_colours,
 )
 
+NO_FRAMES = torch.zeros(4, 4, dtype=torch.long)
+
 
 def parameters(indices: list[int], **values: torch.Tensor) -> BankTextureParameters:
     """Parameters of textures that stay in place, unless said otherwise."""
@@ -80,7 +82,7 @@ def test_shifted_on_objects_and_zoomed_on_surfaces(bank: TextureBank) -> None:
         scales=torch.tensor([2.0, 1.0, 2.0, 1.0]),
         angles=torch.tensor([30.0, 0.0, 30.0, 0.0]),
     )
-    textures = BankTextures(bank).apply(images, drawn, torch.tensor([True, True, False, False]))
+    textures = BankTextures(bank).apply(images, drawn, torch.tensor([True, True, False, False]), NO_FRAMES)
     plain = bank.textures[drawn.indices] / 255
     torch.testing.assert_close(textures[:1], shift_and_flip(plain[:1], drawn.shifts[:1], drawn.flips[:1]))
     torch.testing.assert_close(textures[2:3], warp(plain[2:3], drawn.angles[2:3], drawn.scales[2:3]))
@@ -88,11 +90,29 @@ def test_shifted_on_objects_and_zoomed_on_surfaces(bank: TextureBank) -> None:
     torch.testing.assert_close(textures[3], plain[3])
 
 
+@pytest.mark.parametrize("has_object", [True, False])
+def test_displaced_textures_show_no_frame(has_object: bool) -> None:
+    """Padding around the textures of a bank never comes into the image; in place, a texture stays as it is."""
+    framed = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    framed[..., 4:-4, 6:-6] = torch.randint(100, 256, (3, 24, 20), dtype=torch.uint8)
+    bank = TextureBank(framed, torch.tensor([0]), torch.zeros(1, 768))
+    drawn = parameters(
+        [0, 0],
+        shifts=torch.tensor([[11, 7], [0, 0]]),
+        scales=torch.tensor([0.5, 1.0]),
+        angles=torch.tensor([30.0, 0.0]),
+    )
+    frames = torch.tensor([[4, 4, 6, 6]]).expand(2, -1)
+    textures = BankTextures(bank).apply(torch.rand(2, 3, 32, 32), drawn, torch.tensor([has_object] * 2), frames)
+    assert textures[0].min() > 0.3
+    torch.testing.assert_close(textures[1], framed[0] / 255)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_textures_have_the_detail_and_type_of_the_images(bank: TextureBank, dtype: torch.dtype) -> None:
     """Textures at the size of large images get back what they are too small to hold."""
     images = torch.rand(2, 3, 40, 32, dtype=torch.float64).to(dtype)
-    textures = BankTextures(bank).apply(images, parameters([0, 5]), torch.zeros(2, dtype=torch.bool))
+    textures = BankTextures(bank).apply(images, parameters([0, 5]), torch.zeros(2, dtype=torch.bool), NO_FRAMES[:2])
     assert textures.dtype == dtype
     expected = bank.get(torch.tensor([0, 5]), (40, 32)) + bank.missing_detail(images)
     torch.testing.assert_close(textures, expected.to(dtype))
