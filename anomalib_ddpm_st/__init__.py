@@ -12,6 +12,7 @@ Example:
     True
 """
 
+from .core.pose import CanonicalPose
 from .detector import DdpmSt
 from .diffusion import DefectPipeline, DiffusionConfig, PerturbedDDPMScheduler
 from .registration import register, synthetic_split
@@ -26,6 +27,7 @@ from .synthesis import (
 
 __all__ = [
     "BankConfig",
+    "CanonicalPose",
     "DdpmSt",
     "DefectConfig",
     "DefectPipeline",

@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import Normalize, functional
 from torchvision.tv_tensors import Image, Mask
 
 from .datasets import ImageFiles, list_images, read_item
+from .pose import CanonicalPose
 from .progress import progress
 from .transforms import find_transform, make_resize
 
@@ -88,6 +89,7 @@ class NormalImages:
         self.item_sizes: set[tuple[int, int]] = set()
         self._kept: dict[int, torch.Tensor] = {}
         self._native_sizes: dict[int, tuple[int, int]] = {}
+        self._pose: CanonicalPose | None = None
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], image_size: tuple[int, int] | None = None) -> "NormalImages":
@@ -172,6 +174,10 @@ class NormalImages:
         Raises:
             ValueError: If it cannot be read, or is not what a detector can see.
         """
+        return self._turn(self._read(index))
+
+    def _read(self, index: int) -> torch.Tensor:
+        """Read one image with its part as it lies."""
         dataset, position, path = self._items[index]
         item = read_item(dataset, position, path)
         image = cast("torch.Tensor", item.image)
@@ -183,6 +189,25 @@ class NormalImages:
         self._check(seen, path)
         # Decimals that are rounding errors must not decide how a half is rounded.
         return (seen.double() * 255).round(decimals=4).round().clamp(0, 255).to(torch.uint8)
+
+    def turn(self, pose: CanonicalPose | None) -> "NormalImages":
+        """From now on, turn parts to one pose, as the detector does after the pre-processor.
+
+        Args:
+            pose (CanonicalPose | None): Transform. ``None`` if parts stay as they lie.
+
+        Returns:
+            NormalImages: These images.
+        """
+        if self._pose is not None and pose is not self._pose:
+            self._kept.clear()
+        self._pose = pose
+        self._kept = {index: self._turn(image) for index, image in self._kept.items()}
+        return self
+
+    def _turn(self, image: torch.Tensor) -> torch.Tensor:
+        """Turn the part in an image, ``uint8`` of shape ``(3, H, W)``."""
+        return image if self._pose is None else self._pose.turn(image[None])[0]
 
     def read(self, most: int = MAX_IMAGES, min_images: int = MIN_IMAGES) -> dict[int, torch.Tensor]:
         """Read images; those that were read before are in memory.
@@ -276,7 +301,13 @@ class NormalImages:
         ratios = cache(self._ratio)
         # Not over all that were read, or a bank's key would depend on what was read before.
         indices = evenly_spaced(len(self), ASPECT_IMAGES).tolist()
-        return median(ratios(self._native_size(index)) for index in indices)
+        ratio = median(ratios(self._native_size(index)) for index in indices)
+        if self._pose is not None:
+            # A turned image shows another part of what the image shows, with pixels of the same shape.
+            height, width = self._read(0).shape[-2:]
+            rows, columns = self._pose.frame.size(height, width)
+            ratio *= (columns / width) / (rows / height)
+        return ratio
 
     def _native_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before the transforms."""

@@ -3,7 +3,6 @@
 
 """DdpmSt: diffusion-made defects and an asymmetric student-teacher detector (arXiv:2604.19240)."""
 
-import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -29,17 +28,16 @@ from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.core.optimization import allow_other_length, one_cycle_adamw
 from anomalib_ddpm_st.diffusion import DiffusionConfig
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomalyGenerator
-from anomalib_ddpm_st.synthesis.preparation import prepare_bank
 
 from .augmentation import MAX_REFERENCES, Augmentation, jitter_pair
-from .checks import check_before_training
 from .components import make_evaluator, make_pre_processor, refuse_normalize
 from .export import ExportMixin
 from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE
 from .normal_reference import NormalReference
+from .pose_selection import PoseOption
+from .preparation import PreparationMixin
 from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
-from .training_data import TrainingData
 from .training_run import TrainingRun
 
 GRADIENT_CLIP_NORM = 1.0
@@ -47,7 +45,7 @@ GRADIENT_CLIP_NORM = 1.0
 WARM_UP = 0.1
 
 
-class DdpmSt(ExportMixin, AnomalibModule):
+class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
     """Detector trained on defects that a perturbed DDPM of normal images makes.
 
     Three stages run in one ``Engine.fit``: a DDPM learns the normal images, its perturbed sampling fills a bank of
@@ -72,6 +70,9 @@ class DdpmSt(ExportMixin, AnomalibModule):
             Defaults to ``None``.
         cache_dir (str | None): Folder for trained DDPMs and texture banks. ``None`` takes the user's cache folder.
             Defaults to ``None``.
+        pose (PoseOption): ``"auto"`` turns parts that lie in different poses on a plain background to one pose, if the
+            normal images show that it helps; ``"off"`` takes images as they are. Anomaly maps are turned back.
+            Defaults to ``"auto"``.
         augmentation (Augmentation): Flips and quarter turns of training images. ``"auto"`` finds out from fewer than
             100 normal images which of them still look normal, and uses none with 100 or more, which show the poses of
             the part themselves; ``"flips_and_turns"``, ``"flips"`` and ``"none"`` override this.
@@ -115,6 +116,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
         defects: DefectConfig | dict | None = None,
         diffusion_path: str | None = None,
         cache_dir: str | None = None,
+        pose: PoseOption = "auto",
         augmentation: Augmentation = "auto",
         training_steps: int = 6000,
         learning_rate: float = 4e-3,
@@ -135,12 +137,14 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.defects = as_config(DefectConfig, defects)
         # Checkpoints hold plain data alone.
         self.hparams.update({name: asdict(getattr(self, name)) for name in ("diffusion", "bank", "defects")})
+        check_choice("pose", pose, get_args(PoseOption))
         check_choice("augmentation", augmentation, get_args(Augmentation))
         check_integer("training_steps", training_steps, 1)
         check_positive("learning_rate", learning_rate)
         self.pre_trained = pre_trained
         self.diffusion_path = diffusion_path
         self.cache_dir = cache_dir
+        self.pose: PoseOption = pose
         self.augmentation: Augmentation = augmentation
         self.training_steps = training_steps
         self.learning_rate = learning_rate
@@ -156,7 +160,6 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.bank_dir: Path | None = None
         # Set by our command line: identifies the settings of a run that was interrupted.
         self.fingerprint: str | None = None
-        self._data: TrainingData | None = None
         self._train_start = 0.0
         self._last_step = training_steps
 
@@ -179,6 +182,8 @@ class DdpmSt(ExportMixin, AnomalibModule):
         """Load the weights of a compiled model into a plain one and the other way round, and let schedules change."""
         super().on_load_checkpoint(checkpoint)
         checkpoint["state_dict"] = match_compiled(checkpoint["state_dict"], self.state_dict())
+        # Checkpoints from before poses take images as they are.
+        checkpoint["state_dict"].setdefault("model.pose_frame", torch.zeros_like(self.model.pose_frame))
         allow_other_length(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -187,38 +192,6 @@ class DdpmSt(ExportMixin, AnomalibModule):
         if self._trainer is not None:
             run.attach(self.trainer)
         return [*cast("list[Callback]", super().configure_callbacks()), run]
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # Stages 1 and 2
-
-    def prepare_data(self) -> None:
-        """Check everything that can be known; train the DDPM and fill the bank, unless the cache holds them already."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if self.trainer.state.fn != TrainerFn.FITTING or not isinstance(datamodule, AnomalibDataModule):
-            return
-        try:
-            datamodule.setup(TrainerFn.FITTING)
-        except FileNotFoundError as error:
-            msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
-            check_before_training(self, None, [FileNotFoundError(msg)])
-        self._data = TrainingData.from_datamodule(datamodule, self.pre_processor)
-        check_before_training(self, self._data)
-        self._prepare_bank(self._data.images)
-
-    def _prepare_bank(self, images: NormalImages | None) -> None:
-        """Prepare the bank of textures of normal images, if the source of the defects needs one."""
-        if images is None or not self.defects.needs_bank:
-            return
-        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
-        settings = (self.bank, self.diffusion, self.diffusion_path, self.cache_dir, device, precision)
-        try:
-            prepared = prepare_bank(images, *settings, min_images=2)
-        except KeyboardInterrupt as interruption:
-            # Lightning would leave Ctrl-C ignored, and swallow the message.
-            print(f"Interrupted. {interruption}", flush=True)  # noqa: T201
-            raise SystemExit(128 + signal.SIGINT) from interruption
-        self.diffusion_dir, self.bank_dir = prepared.diffusion_dir, prepared.bank_dir
-        self.stage_seconds.update(prepared.seconds)
 
     # ---------------------------------------------------------------------------------------------------------------
     # Stage 3
@@ -255,21 +228,6 @@ class DdpmSt(ExportMixin, AnomalibModule):
         self.stage_seconds["memory"] = time.perf_counter() - start
         self._train_start = time.perf_counter()
 
-    def _find_data(self) -> TrainingData:
-        """Data of a training without a datamodule, checked and with its bank, or of another process than the first."""
-        try:
-            data = TrainingData.from_trainer(self.trainer, self.pre_processor)
-        except TypeError as error:
-            if self.defects.needs_bank:
-                msg = f"{error} Or set defects.source to 'self_texture'."
-                raise TypeError(msg) from error
-            data = TrainingData(None)
-        if not isinstance(getattr(self.trainer, "datamodule", None), AnomalibDataModule):
-            check_before_training(self, data)
-        # A bank can only be that of an earlier training; another process than the first finds it in the cache.
-        self._prepare_bank(data.images)
-        return data
-
     def calibrate_scores(self, data: AnomalibDataModule | Dataset, renew_memory: bool = False) -> None:
         """Calibrate the scores by the normal images of a training set, as training does when it ends.
 
@@ -288,7 +246,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
             images = NormalImages.from_datamodule(data, self.pre_processor)
         else:
             images = NormalImages.from_dataset(data, self.pre_processor)
-        pixels = images.load(MAX_REFERENCES)
+        pixels = images.turn(self.model.pose).load(MAX_REFERENCES)
         reference = NormalReference(self.model, pixels, self.augmentation)
         if renew_memory:
             reference.fill_memory_bank(pixels)
@@ -307,7 +265,7 @@ class DdpmSt(ExportMixin, AnomalibModule):
     def training_step(self, batch: Batch, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """Put defects into a batch of normal images of shape ``(B, 3, H, W)`` and compute the joint loss."""
         del args, kwargs
-        images = cast("torch.Tensor", batch.image)
+        images = self.model.align(cast("torch.Tensor", batch.image))
         augmented, masks = cast("DiffusionAnomalyGenerator", self.generator)(images)
         symmetries = cast("NormalReference", self.reference).symmetries.to(images.device)
         elements = symmetries[torch.randint(len(symmetries), (len(images),), device=images.device)]

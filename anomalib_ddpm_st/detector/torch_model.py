@@ -4,6 +4,7 @@
 """Asymmetric student-teacher network with a segmentation head and a memory bank."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from itertools import starmap
 
 import torch
@@ -11,6 +12,7 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_ddpm_st.core.config import check_integer, check_number
+from anomalib_ddpm_st.core.pose import CanonicalPose, Pose, PoseFrame
 
 from .head import SegmentationHead
 from .layers import resize
@@ -98,6 +100,44 @@ class DdpmStModel(nn.Module):
         self.memory_bank = memory_bank
         self.score_spread: torch.Tensor
         self.register_buffer("score_spread", torch.ones(count))
+        self.pose: CanonicalPose | None = None
+        # Travels with the weights; zeros if parts are not turned.
+        self.pose_frame: torch.Tensor
+        self.register_buffer("pose_frame", torch.zeros(4))
+        self.register_load_state_dict_post_hook(lambda module, _: module.read_pose())
+
+    def set_pose(self, pose: CanonicalPose | None) -> None:
+        """Turn parts to one pose, or take images as they are.
+
+        Args:
+            pose (CanonicalPose | None): Transform. ``None`` for images as they are.
+        """
+        self.pose = pose
+        self.pose_frame.copy_(torch.zeros(4) if pose is None else torch.tensor(pose.frame.as_numbers()))
+
+    def read_pose(self) -> None:
+        """Take the transform from the weights."""
+        numbers = self.pose_frame.tolist()
+        self.pose = CanonicalPose(PoseFrame.from_numbers(numbers)) if numbers[0] else None
+
+    def align(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn the parts in images to one pose, if the detector does so.
+
+        Args:
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+
+        Returns:
+            torch.Tensor: Images as the teacher sees them, of shape ``(B, 3, h, w)``.
+        """
+        return images if self.pose is None else self._turn(images, self.pose)[0]
+
+    @staticmethod
+    def _turn(images: torch.Tensor, canonical: CanonicalPose) -> tuple[torch.Tensor, Pose]:
+        """Turned images, and the poses that their parts had."""
+        device = images.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            pose = canonical.estimate(images)
+            return canonical.align(images, pose), pose
 
     def compare(
         self,
@@ -126,7 +166,8 @@ class DdpmStModel(nn.Module):
         """Compute the inputs of the loss in training mode, and predictions in evaluation mode.
 
         Args:
-            images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1], in training with defects.
+            images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1]; in training with defects, and
+                turned by :meth:`align` before.
             clean_images (torch.Tensor | None): In training, the same images without defects. Defaults to ``None``.
 
         Returns:
@@ -135,6 +176,10 @@ class DdpmStModel(nn.Module):
             in evaluation mode the anomaly map of shape ``(B, 1, H, W)`` and the score of shape ``(B,)``, both in
             [0, 1].
         """
+        size = images.shape[-2:]
+        pose = None
+        if self.pose is not None and not self.training:
+            images, pose = self._turn(images, self.pose)
         teacher, student, products = self.compare(images)
         logits = resize(self.head(products), images.shape[-2:])
         if self.training:
@@ -142,7 +187,10 @@ class DdpmStModel(nn.Module):
                 teacher = self.teacher(clean_images)
             return teacher, student, logits
         components = self.components(teacher, products, logits)
-        return InferenceBatch(pred_score=self.image_scores(components), anomaly_map=self.anomaly_map(components))
+        anomaly_map = self.anomaly_map(components)
+        if self.pose is not None and pose is not None:
+            anomaly_map = self.pose.restore(anomaly_map, pose, size)
+        return InferenceBatch(pred_score=self.image_scores(components), anomaly_map=anomaly_map)
 
     def components(
         self,

@@ -29,7 +29,7 @@ from anomalib_ddpm_st import BankConfig, DefectConfig, DiffusionConfig
 from anomalib_ddpm_st.core.datasets import ImageFiles
 from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.core.images import NormalImages
-from anomalib_ddpm_st.detector import DdpmSt, lightning_model
+from anomalib_ddpm_st.detector import DdpmSt, lightning_model, preparation
 from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, SYMMETRIES, jitter_pair
 from anomalib_ddpm_st.detector.checks import check_before_training
 from anomalib_ddpm_st.detector.training_data import TrainingData
@@ -79,7 +79,7 @@ def model(shared_model: DdpmSt) -> Iterator[DdpmSt]:
 def checks(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     """Stands for the check before training, which has tests of its own and finds nothing here."""
     check = MagicMock(return_value=None)
-    monkeypatch.setattr(lightning_model, "check_before_training", check)
+    monkeypatch.setattr(preparation, "check_before_training", check)
     return check
 
 
@@ -131,7 +131,7 @@ def test_learning_type_and_trainer_arguments(model: DdpmSt) -> None:
 def test_number_of_arguments() -> None:
     """A constructor that fits on a page; no name contains "grid", which anomalib's benchmark would expand."""
     names = list(signature(DdpmSt.__init__).parameters)[1:]
-    assert len(names) <= 18
+    assert len(names) <= 19
     assert not any("grid" in name for name in names)
 
 
@@ -282,7 +282,7 @@ def test_sources(source: Source, needs_bank: bool, tmp_path: Path, monkeypatch: 
         asked.append(images.paths)
         return PreparedBank(tmp_path, tmp_path / "ddpm", {"diffusion": 1.0, "bank": 2.0})
 
-    monkeypatch.setattr(lightning_model, "prepare_bank", prepare)
+    monkeypatch.setattr(preparation, "prepare_bank", prepare)
     model = make_model(defects={"source": source}, augmentation="none")
     dataset = write_parts(tmp_path / "images", 2)
     attach(model, train_dataloader=loader(dataset))
@@ -317,7 +317,7 @@ def test_bank_of_an_earlier_training(
         (tmp_path / name).mkdir()
         textures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
         TextureBank(textures, torch.tensor([0]), torch.zeros(1, 768)).save(tmp_path / name)
-    monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: PreparedBank(tmp_path / "new", tmp_path))
+    monkeypatch.setattr(preparation, "prepare_bank", lambda *_, **__: PreparedBank(tmp_path / "new", tmp_path))
     model = make_model(defects=None, augmentation="none")
     model.bank_dir = tmp_path / "old"
     datamodule = make_datamodule(tmp_path / "data")
@@ -336,7 +336,7 @@ def test_bank_of_an_earlier_training(
 
 def test_no_diffusion_without_need(model: DdpmSt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any dataset trains with shuffled tiles."""
-    monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: pytest.fail("stage 1 was started"))
+    monkeypatch.setattr(preparation, "prepare_bank", lambda *_, **__: pytest.fail("stage 1 was started"))
     attach(model, train_dataloader=loader(OTHER_DATASET))
     model.prepare_data()
     model.on_train_start()
@@ -351,7 +351,7 @@ def test_bank_is_prepared_before_training(
     """The datamodule is set up for it and checked; training uses the same data, once."""
     model = make_model(defects={"source": source})
     asked: list[Any] = []
-    monkeypatch.setattr(lightning_model, "prepare_bank", lambda images, *_, **__: [asked.append(images), BANK][1])
+    monkeypatch.setattr(preparation, "prepare_bank", lambda images, *_, **__: [asked.append(images), BANK][1])
     monkeypatch.setattr(lightning_model, "DiffusionAnomalyGenerator", lambda *given: given)
     datamodule = make_datamodule(tmp_path)
     trainer = attach(model, datamodule=datamodule)
@@ -392,8 +392,8 @@ def test_missing_images_are_named(tmp_path: Path, checks: MagicMock) -> None:
 @pytest.mark.parametrize("kind", ["datamodule", "data loaders"])
 def test_problems_are_found_before_stage_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A half-written test image, with a datamodule as well as with data loaders."""
-    monkeypatch.setattr(lightning_model, "check_before_training", check_before_training)
-    monkeypatch.setattr(lightning_model, "prepare_bank", lambda *_, **__: pytest.fail("stage 1 was started"))
+    monkeypatch.setattr(preparation, "check_before_training", check_before_training)
+    monkeypatch.setattr(preparation, "prepare_bank", lambda *_, **__: pytest.fail("stage 1 was started"))
     datamodule = make_datamodule(tmp_path / "data")
     datamodule.setup()
     name = cut(datamodule.val_data.samples.image_path[0])
@@ -416,7 +416,7 @@ def test_interrupted_stage_one(
 ) -> None:
     """It ends the process as an interruption does, and says how to go on; Lightning would say nothing."""
     model = make_model(defects=None)
-    monkeypatch.setattr(lightning_model, "prepare_bank", MagicMock(side_effect=KeyboardInterrupt("run it again")))
+    monkeypatch.setattr(preparation, "prepare_bank", MagicMock(side_effect=KeyboardInterrupt("run it again")))
     if kind == "datamodule":
         attach(model, datamodule=make_datamodule(tmp_path))
         start = model.prepare_data
@@ -457,7 +457,7 @@ def test_what_stages_one_and_two_get(tmp_path: Path, monkeypatch: pytest.MonkeyP
         seen.update(arguments=arguments, further=further)
         return PreparedBank(tmp_path / "bank", tmp_path / "ddpm")
 
-    monkeypatch.setattr(lightning_model, "prepare_bank", prepare)
+    monkeypatch.setattr(preparation, "prepare_bank", prepare)
     model = make_model(defects=None, bank={"size": 3}, diffusion={"training_steps": 9}, cache_dir=str(tmp_path))
     datamodule = make_datamodule(tmp_path / "data")
     datamodule.setup(TrainerFn.FITTING)

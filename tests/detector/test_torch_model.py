@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from anomalib_ddpm_st.core.pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.detector import DdpmStModel, build_model
 from anomalib_ddpm_st.detector.memory_bank import MemoryBank
 from anomalib_ddpm_st.detector.torch_model import MIN_SPREAD, direction_product, distance_map
@@ -299,3 +301,68 @@ def test_multiplications(part: str | None, most: float) -> None:
     multiplications = sum(counts[name].values()) / 2
     assert 0.98 * most < multiplications <= most
     assert sum(counts["DdpmStModel"].values()) < 0.9 * 2 * sum(counts["DdpmStModel.teacher"].values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pose
+
+
+def bolts() -> torch.Tensor:
+    """Two images of a bar with a head, of shape ``(2, 3, 64, 64)``; the second is the first turned by a quarter."""
+    image = torch.full((3, 64, 64), 0.8)
+    image[:, 28:36, 8:52] = 0.3
+    image[:, 22:42, 44:52] = 0.3
+    return torch.stack([image, image.rot90(-1, (1, 2))])
+
+
+def test_turned_parts_have_equal_scores(network: DdpmStModel) -> None:
+    """A part scores the same in any pose, and its map is turned back to where the part lies."""
+    network.set_pose(CanonicalPose(PoseFrame(32, 64)))
+    with torch.no_grad():
+        output = network(bolts())
+    assert output.anomaly_map.shape == (2, 1, 64, 64)
+    network.set_pose(None)
+    with torch.no_grad():
+        plain = network(bolts())
+
+    def difference(prediction: InferenceBatch) -> tuple[float, float]:
+        scores, maps = prediction.pred_score, prediction.anomaly_map
+        return float((scores[0] - scores[1]).abs()), float((maps[0] - maps[1].rot90(1, (1, 2))).abs().mean())
+
+    assert all(10 * turned < lying for turned, lying in zip(difference(output), difference(plain), strict=True))
+
+
+def test_pose_in_training(network: DdpmStModel) -> None:
+    """Images are turned once, before defects are put in; the network itself does not turn them again."""
+    network.set_pose(CanonicalPose(PoseFrame(32, 64)))
+    turned = network.align(bolts())
+    assert turned.shape == (2, 3, 32, 64)
+    torch.testing.assert_close(turned[0], turned[1], atol=1e-2, rtol=0)
+    network.train()
+    logits = network(turned, turned)[2]
+    assert logits.shape == (2, 1, 32, 64)
+    network.set_pose(None)
+    assert torch.equal(network.align(bolts()), bolts())
+
+
+@pytest.mark.parametrize("end", [None, 0, 1])
+def test_pose_travels_with_the_weights(network: DdpmStModel, end: int | None) -> None:
+    """Weights that are loaded into another detector bring their pose, or take its pose away."""
+    frame = PoseFrame(27, 66, 1.25, end)
+    plain = {name: value.clone() for name, value in network.state_dict().items()}
+    network.set_pose(CanonicalPose(frame))
+    turning = {name: value.clone() for name, value in network.state_dict().items()}
+    network.set_pose(None)
+    network.load_state_dict(turning)
+    assert network.pose is not None
+    assert network.pose.frame == frame
+    network.load_state_dict(plain)
+    assert network.pose is None
+
+
+def test_pose_in_mixed_precision(network: DdpmStModel) -> None:
+    """Poses are estimated in 32 bit."""
+    network.set_pose(CanonicalPose(PoseFrame(32, 64)))
+    expected = network.align(bolts())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network.align(bolts()), expected)

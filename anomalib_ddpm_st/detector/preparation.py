@@ -1,0 +1,104 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What comes before the detector's training: its data, checks, the pose of parts, and stages 1 and 2."""
+
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from anomalib_ddpm_st.core.images import NormalImages
+from anomalib_ddpm_st.diffusion import DiffusionConfig
+from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig
+from anomalib_ddpm_st.synthesis.preparation import prepare_bank
+
+from .augmentation import MAX_REFERENCES
+from .checks import check_before_training
+from .pose_selection import PoseOption, select_pose
+from .torch_model import DdpmStModel
+from .training_data import DetectorModule, TrainingData
+
+if TYPE_CHECKING:
+    from anomalib.models import AnomalibModule as Base
+else:
+    Base = object
+
+logger = logging.getLogger(__name__)
+
+
+class PreparationMixin(Base):
+    """Everything before the detector's training; comes before ``AnomalibModule`` in the bases of :class:`DdpmSt`."""
+
+    model: DdpmStModel
+    diffusion: DiffusionConfig
+    bank: BankConfig
+    defects: DefectConfig
+    pose: PoseOption
+    diffusion_path: str | None
+    cache_dir: str | None
+    stage_seconds: dict[str, float]
+    diffusion_dir: Path | None
+    bank_dir: Path | None
+    _data: TrainingData | None = None
+
+    def prepare_data(self) -> None:
+        """Check everything that can be known; train the DDPM and fill the bank, unless the cache holds them already."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.trainer.state.fn != TrainerFn.FITTING or not isinstance(datamodule, AnomalibDataModule):
+            return
+        try:
+            datamodule.setup(TrainerFn.FITTING)
+        except FileNotFoundError as error:
+            msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
+            check_before_training(cast("DetectorModule", self), None, [FileNotFoundError(msg)])
+        self._data = TrainingData.from_datamodule(datamodule, self.pre_processor)
+        check_before_training(cast("DetectorModule", self), self._data)
+        self._select_pose(self._data.images)
+        self._prepare_bank(self._data.images)
+
+    def _prepare_bank(self, images: NormalImages | None) -> None:
+        """Prepare the bank of textures of normal images, if the source of the defects needs one."""
+        if images is None or not self.defects.needs_bank:
+            return
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+        settings = (self.bank, self.diffusion, self.diffusion_path, self.cache_dir, device, precision)
+        try:
+            prepared = prepare_bank(images, *settings, min_images=2)
+        except KeyboardInterrupt as interruption:
+            # Lightning would leave Ctrl-C ignored, and swallow the message.
+            print(f"Interrupted. {interruption}", flush=True)  # noqa: T201
+            raise SystemExit(128 + signal.SIGINT) from interruption
+        self.diffusion_dir, self.bank_dir = prepared.diffusion_dir, prepared.bank_dir
+        self.stage_seconds.update(prepared.seconds)
+
+    def _find_data(self) -> TrainingData:
+        """Data of a training without a datamodule, checked and with its bank, or of another process than the first."""
+        try:
+            data = TrainingData.from_trainer(self.trainer, self.pre_processor)
+        except TypeError as error:
+            if self.defects.needs_bank:
+                msg = f"{error} Or set defects.source to 'self_texture'."
+                raise TypeError(msg) from error
+            data = TrainingData(None)
+        if not isinstance(getattr(self.trainer, "datamodule", None), AnomalibDataModule):
+            check_before_training(cast("DetectorModule", self), data)
+        self._select_pose(data.images)
+        # A bank can only be that of an earlier training; another process than the first finds it in the cache.
+        self._prepare_bank(data.images)
+        return data
+
+    def _select_pose(self, images: NormalImages | None) -> None:
+        """Decide whether parts are turned to one pose, and let all stages see them so."""
+        pose = None
+        if self.pose == "auto" and images is not None:
+            pixels = images.load(MAX_REFERENCES)
+            device = self.model.score_spread.device
+            pose, reason = select_pose(pixels, images.aspect(), lambda batch: self.model.teacher(batch.to(device)))
+            logger.info("Pose %s: %s.", "off" if pose is None else "on", reason)
+        self.model.set_pose(pose)
+        if images is not None:
+            images.turn(pose)
