@@ -305,7 +305,7 @@ class NormalImages:
         if self._pose is not None:
             # A turned image shows another part of what the image shows, with pixels of the same shape.
             height, width = self._read(0).shape[-2:]
-            rows, columns = self._pose.frame.size(height, width)
+            rows, columns = self._turn(self._read(0)).shape[-2:]
             ratio *= (columns / width) / (rows / height)
         return ratio
 

@@ -5,13 +5,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask, TVTensor, wrap
+
+from .frames import find_frames
 
 # Side of the image that the pose is estimated on.
 POSE_SIZE = 128
@@ -155,20 +157,6 @@ def estimate_pose(images: torch.Tensor, aspect: float = 1.0, end: int | None = 1
     )
 
 
-def estimate_poses(images: torch.Tensor, aspect: float = 1.0) -> Pose:
-    """Estimate poses batch by batch, in 64 bit.
-
-    Args:
-        images (torch.Tensor): Images, ``uint8`` of shape ``(N, 3, H, W)``.
-        aspect (float): As in :func:`estimate_pose`. Defaults to ``1.0``.
-
-    Returns:
-        Pose: Poses.
-    """
-    poses = [estimate_pose(batch.double() / 255, aspect) for batch in images.split(BATCH_SIZE)]
-    return Pose(*(torch.cat(values) for values in zip(*poses, strict=True)))
-
-
 def _principal_axis(xx: torch.Tensor, yy: torch.Tensor, xy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Direction of shape ``(B, 2)`` and variances along and across it, of shape ``(B, 2)``, of second moments."""
     difference = xx - yy
@@ -199,27 +187,32 @@ class PoseFrame:
     Attributes:
         rows (int): Height, in 64ths of that of the image of the part as it lies. Defaults to ``64``.
         columns (int): Width, in the same way. Defaults to ``64``.
-        aspect (float): Width over height of what the image of the part as it lies shows. Defaults to ``1.0``.
+        aspect (float): Width over height of what the image of the part as it lies shows, without padding.
+            Defaults to ``1.0``.
         end (int | None): See :func:`estimate_pose`. Defaults to ``1``.
+        margins (tuple[int, int, int, int]): Padding at the top, at the bottom, at the left and at the right, in pixels,
+            which is not part of the image. Defaults to none.
     """
 
     rows: int = PARTS
     columns: int = PARTS
     aspect: float = 1.0
     end: int | None = 1
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def as_numbers(self) -> list[float]:
         """All fields as numbers."""
-        return [self.rows, self.columns, self.aspect, -1 if self.end is None else self.end]
+        return [self.rows, self.columns, self.aspect, -1 if self.end is None else self.end, *self.margins]
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> "PoseFrame":
         """Frame of :meth:`as_numbers`."""
-        rows, columns, aspect, end = numbers
-        return cls(int(rows), int(columns), aspect, None if end < 0 else int(end))
+        rows, columns, aspect, end, *margins = numbers
+        top, bottom, left, right = (int(margin) for margin in margins)
+        return cls(int(rows), int(columns), aspect, None if end < 0 else int(end), (top, bottom, left, right))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels, multiples of 32, for an image of a given size."""
+        """Height and width in pixels, multiples of 32, for an image of a given size without its padding."""
         # In integers, since an export may not know the size yet.
         sides = ((height, self.rows), (width, self.columns))
         rows, columns = ((side * part // PARTS + STRIDE - 1) // STRIDE * STRIDE for side, part in sides)
@@ -266,15 +259,31 @@ class CanonicalPose(v2.Transform):
         Returns:
             CanonicalPose: Transform.
         """
-        aspect = images.shape[-1] / images.shape[-2] if aspect is None else aspect
-        pose = estimate_poses(images, aspect)
+        height, width = images.shape[-2:]
+        margins = torch.stack([find_frames(batch.float() / 255).amin(dim=0) for batch in images.split(BATCH_SIZE)])
+        top, bottom, left, right = margins.amin(dim=0).tolist()
+        stretch = 1.0 if aspect is None else aspect * height / width
+        rows, columns = height - top - bottom, width - left - right
+        frame = PoseFrame(aspect=stretch * columns / rows, end=None, margins=(top, bottom, left, right))
+        pose = cls(frame).estimate_all(images)
         ends = pose.asymmetry.abs()
         certainty = ends.quantile(0.05, dim=0) / ends.mean(dim=0).clamp_min(TINY)
         end = int(certainty.argmax()) if float(certainty.max()) > MIN_CERTAINTY else None
-        rows = float(pose.half_width.max()) + FRAME_MARGIN
-        columns = (float(pose.length.max()) / 2 + FRAME_MARGIN) / aspect
-        parts = [min(math.ceil(PARTS * half), MAX_PARTS) for half in (rows, columns)]
-        return cls(PoseFrame(parts[0], parts[1], aspect, end))
+        extents = (float(pose.half_width.max()), float(pose.length.max()) / 2 / frame.aspect)
+        parts = [min(math.ceil(PARTS * (extent + FRAME_MARGIN)), MAX_PARTS) for extent in extents]
+        return cls(replace(frame, rows=max(parts[0], 1), columns=max(parts[1], 1), end=end))
+
+    def estimate_all(self, images: torch.Tensor) -> Pose:
+        """Estimate poses batch by batch, in 64 bit.
+
+        Args:
+            images (torch.Tensor): Images, ``uint8`` of shape ``(N, 3, H, W)``.
+
+        Returns:
+            Pose: Poses.
+        """
+        poses = [self.estimate(batch.double() / 255) for batch in images.split(BATCH_SIZE)]
+        return Pose(*(torch.cat(values) for values in zip(*poses, strict=True)))
 
     def estimate(self, images: torch.Tensor) -> Pose:
         """Estimate the poses of parts.
@@ -285,7 +294,7 @@ class CanonicalPose(v2.Transform):
         Returns:
             Pose: Poses.
         """
-        return estimate_pose(images, self.frame.aspect, self.frame.end)
+        return estimate_pose(self._content(images), self.frame.aspect, self.frame.end)
 
     def align(self, images: torch.Tensor, pose: Pose, padding_mode: str = "border") -> torch.Tensor:
         """Turn parts to the canonical pose.
@@ -299,6 +308,7 @@ class CanonicalPose(v2.Transform):
         Returns:
             torch.Tensor: Images of the size of the frame, ``(B, C, h, w)``.
         """
+        images = self._content(images)
         height, width = images.shape[-2:]
         size = self.frame.size(height, width)
         columns, rows = _coordinates(*size, images)
@@ -320,15 +330,20 @@ class CanonicalPose(v2.Transform):
         Returns:
             torch.Tensor: Maps of shape ``(B, C, *size)``; 0 for what the turned image did not show.
         """
-        height, width = size
+        top, bottom, left, right = self.frame.margins
+        height, width = size[0] - top - bottom, size[1] - left - right
         columns, rows = _coordinates(height, width, maps)
-        right = columns * self.frame.aspect - pose.centre[:, 0, None, None]
-        down = rows - pose.centre[:, 1, None, None]
+        across, down = columns * self.frame.aspect - pose.centre[:, 0, None, None], rows - pose.centre[:, 1, None, None]
         cosine, sine = pose.direction[:, 0, None, None], pose.direction[:, 1, None, None]
         frame = self.frame.size(height, width)
-        x = (right * cosine + down * sine) * (width / frame[1] / self.frame.aspect)
-        y = (down * cosine - right * sine) * (height / frame[0])
-        return _sample(maps, x, y, "zeros")
+        x = (across * cosine + down * sine) * (width / frame[1] / self.frame.aspect)
+        y = (down * cosine - across * sine) * (height / frame[0])
+        return functional.pad(_sample(maps, x, y, "zeros"), (left, right, top, bottom))
+
+    def _content(self, images: torch.Tensor) -> torch.Tensor:
+        """Images without their padding."""
+        top, bottom, left, right = self.frame.margins
+        return images[..., top : images.shape[-2] - bottom, left : images.shape[-1] - right]
 
     def turn(self, images: torch.Tensor) -> torch.Tensor:
         """Turn ``uint8`` images of shape ``(N, 3, H, W)``, in 64 bit, so that no thread count decides on a bit."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from anomalib_ddpm_st.core.images import evenly_spaced
-from anomalib_ddpm_st.core.pose import CanonicalPose, Pose, estimate_poses
+from anomalib_ddpm_st.core.pose import CanonicalPose, Pose
 
 PoseOption = Literal["auto", "off"]
 
@@ -56,8 +56,7 @@ def select_pose(
     if len(images) < MIN_IMAGES:
         return None, f"{len(images)} normal images are too few to tell"
     sample = images[evenly_spaced(len(images), MAX_IMAGES)]
-    pose = estimate_poses(sample, aspect)
-    problem = _find_problem(pose)
+    problem = _find_problem(CanonicalPose.fit(sample, aspect).estimate_all(sample))
     if problem is not None:
         return None, problem
     canonical = CanonicalPose.fit(images, aspect)

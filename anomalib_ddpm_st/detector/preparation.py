@@ -101,4 +101,4 @@ class PreparationMixin(Base):
             logger.info("Pose %s: %s.", "off" if pose is None else "on", reason)
         self.model.set_pose(pose)
         if images is not None:
-            images.turn(pose)
+            images.turn(self.model.pose)

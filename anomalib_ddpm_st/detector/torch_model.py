@@ -24,6 +24,7 @@ DEFAULT_TOP_K = 100
 # Smallest spread assumed for the scores of normal images: those seen in training can be almost equal.
 MIN_SPREAD = 0.02
 MIN_LENGTH = 1e-12
+FRAME_NUMBERS = len(PoseFrame().as_numbers())
 
 
 class DdpmStModel(nn.Module):
@@ -103,7 +104,7 @@ class DdpmStModel(nn.Module):
         self.pose: CanonicalPose | None = None
         # Travels with the weights; zeros if parts are not turned.
         self.pose_frame: torch.Tensor
-        self.register_buffer("pose_frame", torch.zeros(4))
+        self.register_buffer("pose_frame", torch.zeros(FRAME_NUMBERS))
         self.register_load_state_dict_post_hook(lambda module, _: module.read_pose())
 
     def set_pose(self, pose: CanonicalPose | None) -> None:
@@ -112,8 +113,10 @@ class DdpmStModel(nn.Module):
         Args:
             pose (CanonicalPose | None): Transform. ``None`` for images as they are.
         """
-        self.pose = pose
-        self.pose_frame.copy_(torch.zeros(4) if pose is None else torch.tensor(pose.frame.as_numbers()))
+        numbers = torch.zeros_like(self.pose_frame) if pose is None else torch.tensor(pose.frame.as_numbers())
+        self.pose_frame.copy_(numbers)
+        # With the rounding of the weights, as a model that is loaded will have it.
+        self.read_pose()
 
     def read_pose(self) -> None:
         """Take the transform from the weights."""

@@ -4,10 +4,11 @@
 """Tests of the canonical pose of parts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from torchvision.transforms.v2 import Compose, Resize
+from torchvision.transforms.v2 import Compose, Pad, Resize
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_ddpm_st.core.pose import (
@@ -16,7 +17,6 @@ from anomalib_ddpm_st.core.pose import (
     CanonicalPose,
     PoseFrame,
     estimate_pose,
-    estimate_poses,
     part_weights,
 )
 
@@ -194,7 +194,7 @@ def test_poses_do_not_depend_on_the_batch() -> None:
     images = torch.stack([draw(angle)[0] for angle in (10, 100, 200)])
     together = estimate_pose(images)
     pixels = (images * 255).round().to(torch.uint8)
-    exact = estimate_poses(pixels)
+    exact = CanonicalPose().estimate_all(pixels)
     for index in range(3):
         alone = estimate_pose(images[index : index + 1])
         torch.testing.assert_close(alone.centre[0], together.centre[index])
@@ -224,3 +224,20 @@ def test_step_of_a_pre_processor(batched: bool, dtype: torch.dtype) -> None:
     assert mask.sum().item() == pytest.approx(head.sum().item() * (128 / 140) ** 2, rel=0.15)
     alone = transform(given[0])
     assert torch.equal(alone, turned)
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("margins", [(16, 16, 16, 16), (0, 30, 20, 0)])
+def test_padding_is_not_part_of_the_image(margins: tuple[int, int, int, int], fill: float) -> None:
+    """Padded images are turned as images without padding are, and maps come back to the same pixels."""
+    drawn = [draw(angle, (0.05, 0.1)) for angle in range(0, 360, 30)]
+    images = (torch.stack([image for image, _ in drawn]) * 255).round().to(torch.uint8)
+    top, bottom, left, right = margins
+    padded = Pad([left, top, right, bottom], fill=round(255 * fill))(images)
+    plain, canonical = CanonicalPose.fit(images), CanonicalPose.fit(padded)
+    assert canonical.frame == replace(plain.frame, margins=margins)
+    assert torch.equal(canonical.turn(padded), plain.turn(images))
+    maps = torch.rand(len(images), 1, *plain.frame.size(128, 128))
+    pose = plain.estimate(images / 255)
+    restored = canonical.restore(maps, pose, padded.shape[-2:])
+    assert torch.equal(restored, Pad([left, top, right, bottom])(plain.restore(maps, pose, (128, 128))))
