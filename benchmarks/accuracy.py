@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from anomalib.data import MVTecAD
 from anomalib.models import AnomalibModule, get_model
+from anomalib.pre_processing import PreProcessor
 from common import (
     append_row,
     commit,
@@ -34,9 +35,11 @@ from common import (
     save_record,
 )
 from lightning.pytorch import seed_everything
+from torchvision.transforms.v2 import Compose, Normalize
 from torchvision.utils import save_image
 
-from anomalib_ddpm_st import DdpmSt, DiffusionAnomalyGenerator
+from anomalib_ddpm_st import CanonicalPose, DdpmSt, DiffusionAnomalyGenerator
+from anomalib_ddpm_st.core.transforms import flatten_transform
 from anomalib_ddpm_st.diffusion import load_pipeline
 from anomalib_ddpm_st.visualization import save_contact_sheet, save_score_histogram
 
@@ -119,10 +122,24 @@ def save_synthesis_pictures(model: DdpmSt, datamodule: MVTecAD, prefix: Path) ->
     save_image(samples, f"{prefix}_ddpm_samples.png", nrow=4)
     transform = DiffusionAnomalyGenerator(model.bank_dir, replace(model.defects, probability=1.0), generator)
     images = [datamodule.train_data[index].image for index in range(min(len(datamodule.train_data), SYNTHETIC_ROWS))]
-    normal = torch.stack([model.pre_processor(image[None])[0] for image in images])
+    normal = torch.cat([model.model.align(model.pre_processor(image[None])) for image in images])
     synthetic, masks = transform(normal)
     columns = {"normal": list(normal), "synthetic": list(synthetic), "mask": list(masks)}
     save_contact_sheet(f"{prefix}_synthetic.png", columns)
+
+
+def with_canonical_pose(pre_processor: PreProcessor) -> PreProcessor:
+    """Turn parts to one pose after the resize of a pre-processor.
+
+    Args:
+        pre_processor (PreProcessor): Pre-processor of a model.
+
+    Returns:
+        PreProcessor: The same with a :class:`CanonicalPose` before the normalisation.
+    """
+    steps = flatten_transform(pre_processor.transform)
+    first = next((index for index, step in enumerate(steps) if isinstance(step, Normalize)), len(steps))
+    return PreProcessor(transform=Compose([*steps[:first], CanonicalPose(), *steps[first:]]))
 
 
 def main() -> None:
@@ -143,6 +160,12 @@ def main() -> None:
         default=None,
         help="For models without a schedule: STFPM would train for 1000 epochs, anomalib's config of it says 100.",
     )
+    parser.add_argument(
+        "--canonical-pose",
+        type=bool,
+        default=False,
+        help="Turn parts to one pose in the pre-processor. For other models than DdpmSt, which does so itself.",
+    )
     options = parser.parse_args()
     for name, category, seed in itertools.product(options.models, options.categories, options.seeds):
         with tempfile.TemporaryDirectory() as work_dir:
@@ -160,6 +183,7 @@ def main() -> None:
                 Path(work_dir),
                 options.output,
                 options.max_epochs,
+                options.canonical_pose,
             )
 
 
@@ -174,11 +198,15 @@ def run(
     work_dir: Path,
     output: Path,
     max_epochs: int | None = None,
+    canonical_pose: bool = False,
 ) -> None:
     """Train and test one model on one category with one seed."""
     seed_everything(seed)
     start = time.perf_counter()
     model = get_model(name, evaluator=raw_evaluator(), post_processor=False, visualizer=False, **arguments)
+    if canonical_pose:
+        model.pre_processor = with_canonical_pose(model.pre_processor)
+        name = f"{name}, canonical pose"
     datamodule = make_mvtec(data_root, category, batch_size, batch_size)
     metrics = evaluate(model, datamodule, precision, work_dir, max_epochs)
     seconds = time.perf_counter() - start

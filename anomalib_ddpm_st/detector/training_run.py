@@ -319,6 +319,15 @@ def interrupted_checkpoint(root: Path, fingerprint: str) -> Path | None:
     Returns:
         Path | None: Checkpoint, ``None`` if the last run with these settings came to its end or left no checkpoint.
     """
-    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in root.rglob(RECORD_FILE)}
-    last = newest(path for path, record in records.items() if record["fingerprint"] == fingerprint)
-    return None if last is None or records[last]["finished"] else newest(last.parent.rglob("*.ckpt"))
+    records = {path: _read_record(path) for path in root.rglob(RECORD_FILE)}
+    last = newest(path for path, record in records.items() if record.get("fingerprint") == fingerprint)
+    return None if last is None or records[last].get("finished") else newest(last.parent.rglob("*.ckpt"))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Record of a run; empty for a file of the same name that another program wrote."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import accuracy
 import pytest
+from anomalib.models import Patchcore
+from anomalib.pre_processing import PreProcessor
 from common import METRICS, read_table
+from torchvision.transforms.v2 import Normalize, Resize
+
+from anomalib_ddpm_st import CanonicalPose
+from anomalib_ddpm_st.core.transforms import flatten_transform
 
 ARGUMENTS = {
     "pre_trained": False,
@@ -47,3 +53,11 @@ def test_one_row_for_each_run(name: str, data_root: Path, tmp_path: Path, monkey
         assert set(record["metrics"]) == set(METRICS)
         pictures = {f"record_{kind}.png" for kind in ("maps", "scores", "ddpm_samples", "synthetic")}
         assert {path.name for path in output.parent.iterdir()} == {name, *pictures}
+
+
+def test_canonical_pose_comes_before_the_normalisation() -> None:
+    """After every other step of a pre-processor, and at the end where it does not normalise."""
+    pose = accuracy.with_canonical_pose(Patchcore.configure_pre_processor((64, 64)))
+    assert [type(step) for step in flatten_transform(pose.transform)] == [Resize, CanonicalPose, Normalize]
+    plain = accuracy.with_canonical_pose(PreProcessor(transform=Resize((64, 64))))
+    assert [type(step) for step in flatten_transform(plain.transform)] == [Resize, CanonicalPose]

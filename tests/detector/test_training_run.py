@@ -677,6 +677,15 @@ def test_nothing_is_resumed(newer: dict[str, bool], tmp_path: Path) -> None:
     assert interrupted_checkpoint(tmp_path, "another") is None
 
 
+@pytest.mark.parametrize("content", [b"", b'{"fingerprint": "mi', b"[1, 2]", b"{}", bytes([0xFF, 0xFE, 0x00])])
+def test_files_of_other_programs_are_skipped(content: bytes, tmp_path: Path) -> None:
+    """Also when they have the name of our record, or a record was only half written."""
+    expected = record(tmp_path, "v0", 2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / RECORD_FILE).write_bytes(content)
+    assert interrupted_checkpoint(tmp_path, "mine") == expected
+
+
 def test_record_of_a_run(fit: Fit) -> None:
     """Unfinished while it runs or after an error, finished at its end; none without a fingerprint."""
 
