@@ -199,10 +199,11 @@ class NormalImages:
         Returns:
             NormalImages: These images.
         """
-        if self._pose is not None and pose is not self._pose:
-            self._kept.clear()
-        self._pose = pose
-        self._kept = {index: self._turn(image) for index, image in self._kept.items()}
+        if pose is not self._pose:
+            if self._pose is not None:
+                self._kept.clear()
+            self._pose = pose
+            self._kept = {index: self._turn(image) for index, image in self._kept.items()}
         return self
 
     def _turn(self, image: torch.Tensor) -> torch.Tensor:

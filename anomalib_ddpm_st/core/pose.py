@@ -37,6 +37,8 @@ TINY = 1e-6
 PARTS = 64
 MAX_PARTS = 2 * PARTS
 STRIDE = 32
+# The detector needs more than one position at its coarsest level.
+MIN_STRIDES = 2
 # Between the part and the border of its frame, in units of half the image's height.
 FRAME_MARGIN = 0.1
 # The ends of a part differ enough if nearly all images show this fraction of the usual difference.
@@ -212,10 +214,11 @@ class PoseFrame:
         return cls(int(rows), int(columns), aspect, None if end < 0 else int(end), (top, bottom, left, right))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels, multiples of 32, for an image of a given size without its padding."""
+        """Height and width in pixels, multiples of 32 from 64 on, for an image of a given size without its padding."""
         # In integers, since an export may not know the size yet.
         sides = ((height, self.rows), (width, self.columns))
-        rows, columns = ((side * part // PARTS + STRIDE - 1) // STRIDE * STRIDE for side, part in sides)
+        strides = ((side * part // PARTS + STRIDE - 1) // STRIDE for side, part in sides)
+        rows, columns = (max(count, MIN_STRIDES) * STRIDE for count in strides)
         return rows, columns
 
 

@@ -35,6 +35,7 @@ from torchvision.transforms.v2 import (
 
 from anomalib_ddpm_st.core import images as module
 from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced
+from anomalib_ddpm_st.core.pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.core.transforms import find_transform, make_resize
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -553,6 +554,44 @@ def test_aspect_does_not_depend_on_what_was_read(tmp_path: Path, monkeypatch: py
     images[1].load(2)
     assert list(images[2].unread()) == []
     assert len({each.aspect() for each in images}) == 1
+
+
+def write_bars(folder: Path, count: int = 4, size: tuple[int, int] = (64, 64)) -> list[Path]:
+    """Images of a bar in different places."""
+    paths = []
+    for index in range(count):
+        pixels = np.full((*size, 3), 200, dtype=np.uint8)
+        pixels[10 + 3 * index : 18 + 3 * index, 8 + 2 * index : 48 + 2 * index] = 60
+        paths.append(save(folder / f"{index}.png", pixels))
+    return paths
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+def test_turned_parts(read_before: bool, tmp_path: Path) -> None:
+    """Images that were read before and after are turned, once; without a pose they are as they were."""
+    images = NormalImages.from_files(write_bars(tmp_path))
+    plain = NormalImages.from_files(images.paths).load()
+    canonical = CanonicalPose(PoseFrame(20, 50))
+    if read_before:
+        images.load()
+    expected = canonical.turn(plain)
+    for _ in range(2):
+        assert torch.equal(images.turn(canonical).load(), expected)
+    assert torch.equal(images[2], expected[2])
+    other = CanonicalPose(PoseFrame(64, 64))
+    assert torch.equal(images.turn(other).load(), other.turn(plain))
+    assert torch.equal(images.turn(None).load(), plain)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 128)])
+def test_aspect_of_turned_parts(size: tuple[int, int], tmp_path: Path) -> None:
+    """A frame that is wider than high shows more from left to right; pixels keep their shape."""
+    images = NormalImages.from_files(write_bars(tmp_path, size=size), (64, 64))
+    stretch = images.aspect()
+    assert stretch == pytest.approx(size[1] / size[0], rel=0.02)
+    images.turn(CanonicalPose(PoseFrame(32, 128, stretch)))
+    assert images.load().shape[-2:] == (64, 128)
+    assert images.aspect() == pytest.approx(2 * stretch)
 
 
 @pytest.mark.parametrize(("count", "most", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (5, 3, [0, 2, 4]), (1, 9, [0])])

@@ -317,7 +317,7 @@ def bolts() -> torch.Tensor:
 
 def test_turned_parts_have_equal_scores(network: DdpmStModel) -> None:
     """A part scores the same in any pose, and its map is turned back to where the part lies."""
-    network.set_pose(CanonicalPose(PoseFrame(32, 64)))
+    network.set_pose(CanonicalPose(PoseFrame(32, 128)))
     with torch.no_grad():
         output = network(bolts())
     assert output.anomaly_map.shape == (2, 1, 64, 64)
@@ -334,13 +334,13 @@ def test_turned_parts_have_equal_scores(network: DdpmStModel) -> None:
 
 def test_pose_in_training(network: DdpmStModel) -> None:
     """Images are turned once, before defects are put in; the network itself does not turn them again."""
-    network.set_pose(CanonicalPose(PoseFrame(32, 64)))
+    network.set_pose(CanonicalPose(PoseFrame(32, 128)))
     turned = network.align(bolts())
-    assert turned.shape == (2, 3, 32, 64)
+    assert turned.shape == (2, 3, 64, 128)
     torch.testing.assert_close(turned[0], turned[1], atol=1e-2, rtol=0)
     network.train()
     logits = network(turned, turned)[2]
-    assert logits.shape == (2, 1, 32, 64)
+    assert logits.shape == (2, 1, 64, 128)
     network.set_pose(None)
     assert torch.equal(network.align(bolts()), bolts())
 
@@ -362,7 +362,7 @@ def test_pose_travels_with_the_weights(network: DdpmStModel, end: int | None) ->
 
 def test_pose_in_mixed_precision(network: DdpmStModel) -> None:
     """Poses are estimated in 32 bit."""
-    network.set_pose(CanonicalPose(PoseFrame(32, 64)))
+    network.set_pose(CanonicalPose(PoseFrame(32, 128)))
     expected = network.align(bolts())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(network.align(bolts()), expected)
