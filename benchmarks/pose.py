@@ -1,0 +1,140 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What ``pose: auto`` decides from the normal images of a category, and how far a change of light turns parts.
+
+Example:
+    python benchmarks/pose.py --categories bottle screw magnetic_tile
+
+The decision is the one that a training makes, from normal images alone. Where parts are turned, each of 64 images is
+also seen in another light (:func:`change_light`): ``degrees`` and ``pixels`` are the differences between the two poses,
+which should be those of one part, at the median, the 95 % quantile and the largest. A picture of each such category is
+saved next to the record.
+"""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import make_parser, save_record
+
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, evenly_spaced
+from anomalib_ddpm_st.core.pose import CanonicalPose, Pose
+from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
+from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES
+from anomalib_ddpm_st.detector.pose_selection import select_pose
+from anomalib_ddpm_st.detector.teacher import Teacher
+from anomalib_ddpm_st.visualization import save_contact_sheet
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 64
+SHOWN = 8
+GAIN = (0.75, 1.25)
+GAMMA = (0.67, 1.5)
+GRADIENT = (0.25, 0.3)
+SPOT_WIDTH = 0.5
+QUANTILES = (0.5, 0.95, 1.0)
+
+
+def change_light(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Change exposure, gamma, and add a linear and a spot gradient, each drawn for each image.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+        generator (torch.Generator): Source of the random draws.
+
+    Returns:
+        torch.Tensor: Images of the same shape with values in [0, 1].
+    """
+    column = (len(images), 1, 1, 1)
+    lit = (images * uniform(column, *GAIN, generator)).clamp(0, 1) ** log_uniform(column, *GAMMA, generator)
+    height, width = images.shape[-2:]
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    angle = uniform(column, 0, 2 * math.pi, generator)
+    lit = lit * (1 + uniform(column, *GRADIENT, generator) * (columns * angle.cos() + rows * angle.sin()))
+    right, down = (uniform(column, -1, 1, generator) for _ in range(2))
+    spot = torch.exp(-((columns - right) ** 2 + (rows - down) ** 2) / SPOT_WIDTH)
+    sign = 2 * (uniform(column, 0, 1, generator) < 0.5) - 1
+    return (lit * (1 + sign * uniform(column, *GRADIENT, generator) * spot)).clamp(0, 1)
+
+
+def compare(first: Pose, second: Pose, height: int) -> dict[str, list[float]]:
+    """Compare two poses of each part.
+
+    Args:
+        first (Pose): Poses.
+        second (Pose): Other poses of the same parts.
+        height (int): Height of the images in pixels.
+
+    Returns:
+        dict[str, list[float]]: Differences of direction in degrees and of the centre in pixels, at ``QUANTILES``.
+    """
+    cosine = (first.direction * second.direction).sum(dim=1).clamp(-1, 1)
+    distance = (first.centre - second.centre).norm(dim=1) * height / 2
+    differences = {"degrees": cosine.acos().rad2deg(), "pixels": distance}
+    quantiles = torch.tensor(QUANTILES, dtype=cosine.dtype)
+    return {
+        name: [round(float(value), 2) for value in values.quantile(quantiles)] for name, values in differences.items()
+    }
+
+
+def measure_pose(images: NormalImages, teacher: Teacher, picture: Path) -> dict[str, Any]:
+    """Decide on one category, and see it in another light.
+
+    Args:
+        images (NormalImages): Normal images.
+        teacher (Teacher): Teacher with its weights.
+        picture (Path): PNG file to write if parts are turned.
+
+    Returns:
+        dict[str, Any]: Figures.
+    """
+    pixels = images.load(MAX_REFERENCES)
+    start = time.perf_counter()
+    canonical, reason = select_pose(pixels, images.aspect(), teacher)
+    figures: dict[str, Any] = {"turned": canonical is not None, "reason": reason}
+    figures["seconds"] = round(time.perf_counter() - start, 1)
+    if canonical is None:
+        return figures
+    sample = pixels[evenly_spaced(len(pixels), IMAGES)].double() / 255
+    changed = change_light(sample, torch.Generator().manual_seed(0))
+    poses = [canonical.estimate(part) for part in (sample, changed)]
+    figures["frame"] = canonical.frame.size(*sample.shape[-2:])
+    figures["changed_light"] = compare(*poses, sample.shape[-2])
+    save_picture(canonical, (sample, changed), poses, picture)
+    return figures
+
+
+def save_picture(canonical: CanonicalPose, lights: tuple, poses: list[Pose], path: Path) -> None:
+    """Save images in both lights next to their turned parts."""
+    shown = evenly_spaced(len(lights[0]), SHOWN)
+    columns: dict[str, list[torch.Tensor]] = {}
+    for name, images, pose in zip(("", ", other light"), lights, poses, strict=True):
+        turned = canonical.align(images[shown], Pose(*(values[shown] for values in pose)))
+        columns |= {f"image{name}": list(images[shown]), f"turned{name}": list(turned)}
+    save_contact_sheet(path, columns)
+
+
+def main() -> None:
+    """Write one record of all categories."""
+    parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/pose.json")
+    options = parser.parse_args()
+    teacher = Teacher().eval()
+    teacher.load_weights(options.teacher_weights)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    for category in options.categories:
+        paths = sorted((options.data_root / category / "train" / "good").iterdir())
+        picture = options.output.with_name(f"{options.output.stem}_{category}.png")
+        figures[category] = measure_pose(NormalImages.from_files(paths, DEFAULT_IMAGE_SIZE), teacher, picture)
+        logger.info("%s: %s", category, figures[category])
+    save_record(options.output, {"categories": figures, "quantiles": QUANTILES})
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()
