@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_CALIBRATION_IMAGES = 300
 SEED = 0
 MAP_RANK = 4
+WITHOUT_INPUT = {"Constant", "Parameter", "Result"}
 
 
 def calibration_images(images: Sequence[torch.Tensor] | torch.Tensor) -> Iterator[torch.Tensor]:
@@ -43,7 +44,8 @@ def keep_in_float(model: "ov.Model") -> list[str]:
     """Names of the operations that lose too much in INT8 and cost almost nothing in FP32.
 
     These are all operations with one output channel: lengths of features, distances, logits and the maps up to the
-    anomaly map, in which 256 steps would give many pixels the same rank.
+    anomaly map, in which 256 steps would give many pixels the same rank; and what computes the pose of a part, which
+    would be off by pixels.
 
     Args:
         model (ov.Model): Exported model.
@@ -51,14 +53,25 @@ def keep_in_float(model: "ov.Model") -> list[str]:
     Returns:
         list[str]: Names.
     """
-    names = []
+    kept = set()
     for node in model.get_ordered_ops():
-        if node.get_type_name() in {"Constant", "Parameter", "Result"}:
-            continue
         shape = node.get_output_partial_shape(0)
         if shape.rank.is_static and len(shape) == MAP_RANK and shape[1].is_static and shape[1].get_length() == 1:
-            names.append(node.get_friendly_name())
-    return names
+            kept.add(node)
+        if node.get_type_name() == "GridSample":
+            kept |= _origins(node.input_value(1).get_node())
+    return sorted(node.get_friendly_name() for node in kept if node.get_type_name() not in WITHOUT_INPUT)
+
+
+def _origins(node: "ov.Node") -> set["ov.Node"]:
+    """An operation and all that its result is computed from."""
+    found, waiting = {node}, [node]
+    while waiting:
+        for value in waiting.pop().input_values():
+            if value.get_node() not in found:
+                found.add(value.get_node())
+                waiting.append(value.get_node())
+    return found
 
 
 def _calibration(model: "ov.Model", images: Sequence[torch.Tensor] | torch.Tensor) -> dict[str, Any]:

@@ -50,6 +50,20 @@ def test_what_has_one_channel_stays_in_float(shape: list[int]) -> None:
     assert sorted(keep_in_float(model)) == ["anomaly_map", "logits", "nearest", "sigmoid"]
 
 
+def test_what_tells_the_pose_stays_in_float() -> None:
+    """All operations that lead to where an image is sampled, and not the features of what was sampled."""
+    image = ops.parameter([1, 3, 8, 8], name="image")
+    moments = ops.reduce_mean(
+        ops.abs(image, name="difference"), ops.constant([1, 2, 3]), keep_dims=True, name="moments"
+    )
+    grid = ops.add(ops.constant(np.zeros((1, 8, 8, 2), np.float32)), moments, name="grid")
+    attributes = {"align_corners": False, "mode": "bilinear", "padding_mode": "border"}
+    turned = ops.grid_sample(ops.negative(image, name="pixels"), grid, attributes, name="turned")
+    weights = ops.constant(torch.rand(6, 3, 1, 1).numpy())
+    features = ops.convolution(turned, weights, [1, 1], [0, 0], [0, 0], [1, 1], name="features")
+    assert sorted(keep_in_float(ov.Model([features], [image]))) == ["difference", "grid", "moments"]
+
+
 def test_what_only_bright_images_have_is_not_cut_off() -> None:
     """One image in twenty is bright: its values come out as in 32 bit, not as those of a darker one."""
     parameter = ops.parameter([1, 3, 32, 32], ov.Type.f32, name="image")

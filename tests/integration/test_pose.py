@@ -13,7 +13,7 @@ import openvino
 import pytest
 import torch
 from anomalib.data import Folder
-from anomalib.deploy import ExportType
+from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
 from anomalib.models import Padim
 from anomalib.pre_processing import PreProcessor
@@ -144,6 +144,24 @@ def test_openvino_equals_torch(turned: tuple, input_size: tuple[int, int] | None
             result = compiled([batch.numpy()])
             np.testing.assert_allclose(result["anomaly_map"], expected.anomaly_map, atol=1e-4)
             np.testing.assert_allclose(result["pred_score"].flatten(), expected.pred_score.flatten(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_int8_turns_parts_as_before(turned: tuple, root: Path, tmp_path: Path) -> None:
+    """The pose is computed in FP32, so that the map of a part stays where it is."""
+    engine, model, _ = turned
+    arguments = {"input_size": (SIDE, SIDE), "compression_type": CompressionType.INT8_PTQ}
+    path = engine.export(
+        model, ExportType.OPENVINO, export_root=tmp_path, datamodule=make_datamodule(root), **arguments
+    )
+    compiled = openvino.Core().compile_model(path, "CPU", FLOAT32)
+    for angle in (12, 130, 291):
+        image = as_tensor(draw(angle, dent=True))
+        with torch.no_grad():
+            expected = model.cpu().eval()(image).anomaly_map.numpy()
+        shown = compiled([image.numpy()])["anomaly_map"] > 0
+        overlap = (shown & (expected > 0)).sum() / (shown | (expected > 0)).sum()
+        assert overlap > 0.97
 
 
 @pytest.mark.parametrize("change", [{"pose": "off"}, {"pose": "auto"}], ids=["off", "lying alike"])
