@@ -31,7 +31,7 @@ MIN_CENTRE_SPREAD = 0.05
 MAX_DISTANCE_RATIO = 0.95
 # The part of the places of an image that decides: the furthest ones, which a detector takes for defects.
 FURTHEST = 0.02
-PLACES = 20_000
+PLACES = 5_000
 
 
 def select_pose(
