@@ -3,6 +3,7 @@
 
 """The one way from an image file to the tensor that a detector sees."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,7 @@ class NormalImages:
         normalize (Normalize | None): Normalisation among these transforms that is to be undone. Defaults to ``None``.
 
     Attributes:
+        pose (CanonicalPose | None): Transform that turns parts to one pose, see :meth:`turn`.
         item_sizes (set[tuple[int, int]]): Heights and widths of the images before the pre-processor, as far as they
             were read.
 
@@ -89,7 +91,7 @@ class NormalImages:
         self.item_sizes: set[tuple[int, int]] = set()
         self._kept: dict[int, torch.Tensor] = {}
         self._native_sizes: dict[int, tuple[int, int]] = {}
-        self._pose: CanonicalPose | None = None
+        self.pose: CanonicalPose | None = None
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], image_size: tuple[int, int] | None = None) -> "NormalImages":
@@ -199,16 +201,26 @@ class NormalImages:
         Returns:
             NormalImages: These images.
         """
-        if pose is not self._pose:
-            if self._pose is not None:
+        if pose is not self.pose:
+            if self.pose is not None:
                 self._kept.clear()
-            self._pose = pose
+            self.pose = pose
             self._kept = {index: self._turn(image) for index, image in self._kept.items()}
         return self
 
+    def as_they_lie(self) -> "NormalImages":
+        """The same images without turning any part.
+
+        Returns:
+            NormalImages: Other images of the same files.
+        """
+        images = copy.copy(self)
+        images._kept, images.pose = {}, None  # noqa: SLF001
+        return images
+
     def _turn(self, image: torch.Tensor) -> torch.Tensor:
         """Turn the part in an image, ``uint8`` of shape ``(3, H, W)``."""
-        return image if self._pose is None else self._pose.turn(image[None])[0]
+        return image if self.pose is None else self.pose.turn(image[None])[0]
 
     def read(self, most: int = MAX_IMAGES, min_images: int = MIN_IMAGES) -> dict[int, torch.Tensor]:
         """Read images; those that were read before are in memory.
@@ -303,7 +315,7 @@ class NormalImages:
         # Not over all that were read, or a bank's key would depend on what was read before.
         indices = evenly_spaced(len(self), ASPECT_IMAGES).tolist()
         ratio = median(ratios(self._native_size(index)) for index in indices)
-        if self._pose is not None:
+        if self.pose is not None:
             # A turned image shows another part of what the image shows, with pixels of the same shape.
             height, width = self._read(0).shape[-2:]
             rows, columns = self._turn(self._read(0)).shape[-2:]

@@ -92,7 +92,7 @@ class DefectPipeline(DiffusionPipeline):
         Raises:
             ValueError: If ``start_timestep`` is given without images, or lies outside the noise schedule.
         """
-        size = self._image_size() if images is None else (images.shape[-2], images.shape[-1])
+        size = self.image_size if images is None else (images.shape[-2], images.shape[-1])
         last_timestep = self.scheduler.config.num_train_timesteps - 1
         if start_timestep is None:
             start_timestep = last_timestep
@@ -142,7 +142,8 @@ class DefectPipeline(DiffusionPipeline):
         noise = randn_tensor(normal.shape, generator=generator, device=device, dtype=normal.dtype)
         return self.scheduler.add_noise(normal, noise, torch.tensor([timestep], device=device))
 
-    def _image_size(self) -> tuple[int, int]:
+    @property
+    def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that the network was trained on."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size

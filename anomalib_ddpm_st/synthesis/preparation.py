@@ -9,18 +9,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from anomalib_ddpm_st.core.cache import cached_folder, content_key, default_cache_dir
 from anomalib_ddpm_st.core.config import as_config
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
+from anomalib_ddpm_st.core.pose import CanonicalPose
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline, train_diffusion
 
 from .config import BankConfig, DefectConfig
 from .generator import DiffusionAnomalyGenerator
-from .sampling import sample_bank
+from .sampling import sample_bank, turn_bank
 from .texture_bank import SAME_ASPECT
 
 SETTINGS_FILE = "settings.json"
@@ -107,25 +108,36 @@ def prepare_bank(
     bank, diffusion = as_config(BankConfig, bank), as_config(DiffusionConfig, diffusion)
     cache_dir, device = _resolve(cache_dir, device)
     pixels = images.load(min_images=min_images)
-    native = images.aspect()
-    aspect = native if abs(math.log(native * pixels.shape[-2] / pixels.shape[-1])) > SAME_ASPECT else None
+    aspect = _other_aspect(images, pixels)
     start = time.perf_counter()
     if diffusion_path is None:
         diffusion_path = prepare_diffusion(pixels, diffusion, cache_dir, device, precision)
     middle = time.perf_counter()
     pipeline = load_pipeline(diffusion_path)
     settings = {**asdict(bank), "aspect": aspect}
+    # A DDPM that was trained elsewhere knows parts as they lie; then its textures are turned.
+    turns = images.pose is not None and pipeline.image_size != pixels.shape[-2:]
+    lying = images.as_they_lie() if turns else images
+    known = lying.load(min_images=min_images) if turns else pixels
 
     def build(folder: Path) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            sampled = sample_bank(pipeline.to(device), pixels, bank, aspect)
+            sampled = sample_bank(pipeline.to(device), known, bank, _other_aspect(lying, known))
+        if turns:
+            sampled = turn_bank(sampled, cast("CanonicalPose", images.pose), known, pixels, aspect)
         sampled.save(folder)
         (folder / SETTINGS_FILE).write_text(json.dumps({**settings, "diffusion": str(diffusion_path)}, indent=2))
 
-    key = content_key(settings, pixels, *pipeline.unet.state_dict().values())
+    key = content_key(settings, pixels, *((known,) if turns else ()), *pipeline.unet.state_dict().values())
     bank_dir = cached_folder(cache_dir, f"bank-{key}", build)
     seconds = {"diffusion": middle - start, "bank": time.perf_counter() - middle}
     return PreparedBank(bank_dir, Path(diffusion_path), seconds)
+
+
+def _other_aspect(images: NormalImages, pixels: torch.Tensor) -> float | None:
+    """Width over height of what images show, ``None`` if it is that of their pixels."""
+    native = images.aspect()
+    return native if abs(math.log(native * pixels.shape[-2] / pixels.shape[-1])) > SAME_ASPECT else None
 
 
 def _resolve(cache_dir: str | Path | None, device: torch.device | None) -> tuple[Path, torch.device]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from anomalib_ddpm_st.core.config import as_config
+from anomalib_ddpm_st.core.pose import CanonicalPose
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.core.random_draws import uniform
 from anomalib_ddpm_st.diffusion import DefectPipeline
@@ -18,6 +19,43 @@ from .texture_bank import TextureBank, thumbnails
 
 BATCH_SIZE = 8
 THUMBNAIL_BATCH_SIZE = 64
+
+
+def turn_bank(
+    bank: TextureBank,
+    pose: CanonicalPose,
+    lying: torch.Tensor,
+    turned: torch.Tensor,
+    aspect: float | None = None,
+) -> TextureBank:
+    """Turn the textures of parts as they lie, each as the part that it started from.
+
+    Args:
+        bank (TextureBank): Bank that was sampled from ``lying``.
+        pose (CanonicalPose): Transform.
+        lying (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        turned (torch.Tensor): The same with turned parts, of shape ``(N, 3, h, w)``.
+        aspect (float | None): As in :func:`sample_bank`, of the turned images. Defaults to ``None``.
+
+    Returns:
+        TextureBank: Bank for turned images.
+    """
+    textures = []
+    for indices in torch.arange(len(bank)).split(BATCH_SIZE):
+        sources = pose.estimate(lying[bank.sources[indices]].double() / 255)
+        seen = pose.align(bank.textures[indices].double() / 255, sources)
+        textures.append((seen * 255).round().clamp(0, 255).to(torch.uint8))
+    return TextureBank(torch.cat(textures), bank.sources, _source_thumbnails(turned), _as_tensor(aspect))
+
+
+def _source_thumbnails(images: torch.Tensor) -> torch.Tensor:
+    """Thumbnails of ``uint8`` images."""
+    return torch.cat([thumbnails(part.float() / 255) for part in images.split(THUMBNAIL_BATCH_SIZE)])
+
+
+def _as_tensor(aspect: float | None) -> torch.Tensor | None:
+    """Aspect as a bank holds it."""
+    return None if aspect is None else torch.tensor(aspect)
 
 
 def sample_bank(
@@ -67,10 +105,4 @@ def sample_bank(
         detail = uniform((len(batch), 1, 1, 1), *config.detail, generator)
         texture = (perturbed + detail * (normal - unperturbed)).clamp(0, 1)
         textures.append((texture * 255).round().to(torch.uint8))
-    source_thumbnails = torch.cat([thumbnails(part.float() / 255) for part in images.split(THUMBNAIL_BATCH_SIZE)])
-    return TextureBank(
-        torch.cat(textures),
-        order,
-        source_thumbnails,
-        None if aspect is None else torch.tensor(aspect),
-    )
+    return TextureBank(torch.cat(textures), order, _source_thumbnails(images), _as_tensor(aspect))

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize, Transform
 
 from anomalib_ddpm_st.core.datasets import ImageFiles
 from anomalib_ddpm_st.core.images import NormalImages
+from anomalib_ddpm_st.core.pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import (
     BankConfig,
@@ -27,6 +28,7 @@ from anomalib_ddpm_st.synthesis import (
     sample_bank,
 )
 from anomalib_ddpm_st.synthesis.preparation import PreparedBank, prepare_diffusion
+from anomalib_ddpm_st.synthesis.texture_bank import thumbnails
 
 DIFFUSION = DiffusionConfig(training_steps=1, batch_size=2, block_out_channels=(8, 8))
 BANK = BankConfig(size=3, delta=(0.1, 0.2), start_timestep=(100, 200), num_inference_steps=1)
@@ -140,6 +142,38 @@ def test_bank_is_sampled_once(
     same = NormalImages.from_files(list(map(str, paths)), SIZE)
     again = prepare_bank(same, asdict(BANK), None, str(pipeline_dir), str(cache), CPU)
     assert again.bank_dir == prepared.bank_dir
+
+
+@pytest.mark.parametrize("knows", ["parts as they lie", "turned parts"])
+def test_textures_of_turned_parts(
+    knows: str, pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DDPM that was trained elsewhere sees parts as they lie, and its textures are turned; our own sees turned parts."""
+    files = []
+    for index in range(3):
+        pixels = torch.full((32, 32, 3), 200, dtype=torch.uint8)
+        pixels[8 + 4 * index : 13 + 4 * index, 4 + index : 22 + index] = 60 + 10 * index
+        files.append(tmp_path / f"bar{index}.png")
+        Image.fromarray(pixels.numpy()).save(files[-1])
+    canonical = CanonicalPose(PoseFrame(30, 50))
+    images = NormalImages.from_files(files, SIZE).turn(canonical)
+    lying, turned = images.as_they_lie().load(), images.load()
+    assert lying.shape[-2:] == SIZE
+    assert turned.shape[-2:] == (64, 64)
+    seen = lying if knows == "parts as they lie" else turned
+    monkeypatch.setattr(DefectPipeline, "image_size", tuple(seen.shape[-2:]))
+
+    def sample(_: DefectPipeline, pixels: torch.Tensor, *__: Any) -> TextureBank:  # noqa: ANN401
+        assert torch.equal(pixels, seen)
+        return TextureBank(pixels[[2, 0]], torch.tensor([2, 0]), torch.zeros(3, 768))
+
+    monkeypatch.setattr(preparation, "sample_bank", sample)
+    bank = TextureBank.load(prepare_bank(images, BANK, None, pipeline_dir, tmp_path / "cache", CPU).bank_dir)
+    assert bank.sources.tolist() == [2, 0]
+    assert (bank.textures.int() - turned[[2, 0]].int()).abs().max() <= 1
+    if knows == "parts as they lie":
+        assert torch.equal(bank.source_thumbnails, thumbnails(turned.float() / 255))
+    assert images.pose is canonical
 
 
 def test_other_content_is_another_bank(paths: list[Path], pipeline_dir: Path, tmp_path: Path) -> None:
