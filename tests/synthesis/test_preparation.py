@@ -148,7 +148,7 @@ def test_bank_is_sampled_once(
 def test_textures_of_turned_parts(
     knows: str, pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A DDPM that was trained elsewhere sees parts as they lie, and its textures are turned; our own sees turned parts."""
+    """A DDPM that was trained elsewhere sees parts as they lie; its textures are turned. Our own sees turned parts."""
     files = []
     for index in range(3):
         pixels = torch.full((32, 32, 3), 200, dtype=torch.uint8)
