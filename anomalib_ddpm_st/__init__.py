@@ -12,7 +12,7 @@ Example:
     True
 """
 
-from .core.pose import CanonicalPose
+from .core.canonical_pose import CanonicalPose
 from .detector import DdpmSt
 from .diffusion import DefectPipeline, DiffusionConfig, PerturbedDDPMScheduler
 from .registration import register, synthetic_split

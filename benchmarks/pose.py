@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from common import make_parser, save_record
 
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, evenly_spaced
-from anomalib_ddpm_st.core.pose import CanonicalPose, Pose
+from anomalib_ddpm_st.core.pose import Pose
 from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES
 from anomalib_ddpm_st.detector.pose_selection import select_pose

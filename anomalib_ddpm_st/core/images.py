@@ -21,8 +21,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.transforms.v2 import Normalize, functional
 from torchvision.tv_tensors import Image, Mask
 
+from .canonical_pose import CanonicalPose
 from .datasets import ImageFiles, list_images, read_item
-from .pose import CanonicalPose
 from .progress import progress
 from .transforms import find_transform, make_resize
 

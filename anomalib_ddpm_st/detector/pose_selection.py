@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.images import evenly_spaced
-from anomalib_ddpm_st.core.pose import CanonicalPose, Pose
+from anomalib_ddpm_st.core.pose import Pose
 
 PoseOption = Literal["auto", "off"]
 

@@ -11,8 +11,9 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import nn
 
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.core.config import check_integer, check_number
-from anomalib_ddpm_st.core.pose import CanonicalPose, Pose, PoseFrame
+from anomalib_ddpm_st.core.pose import Pose
 
 from .head import SegmentationHead
 from .layers import resize

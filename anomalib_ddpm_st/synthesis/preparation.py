@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 
 from anomalib_ddpm_st.core.cache import cached_folder, content_key, default_cache_dir
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.config import as_config
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
-from anomalib_ddpm_st.core.pose import CanonicalPose
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline, train_diffusion
 
 from .config import BankConfig, DefectConfig

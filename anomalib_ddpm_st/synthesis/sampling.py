@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.config import as_config
-from anomalib_ddpm_st.core.pose import CanonicalPose
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.core.random_draws import uniform
 from anomalib_ddpm_st.diffusion import DefectPipeline

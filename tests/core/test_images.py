@@ -34,8 +34,8 @@ from torchvision.transforms.v2 import (
 )
 
 from anomalib_ddpm_st.core import images as module
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced
-from anomalib_ddpm_st.core.pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.core.transforms import find_transform, make_resize
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from anomalib_ddpm_st.core.pose import CanonicalPose
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.detector.pose_selection import MIN_IMAGES, select_pose
 
 COUNT = 24

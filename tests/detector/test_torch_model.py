@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from anomalib_ddpm_st.core.pose import CanonicalPose, PoseFrame
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.detector import DdpmStModel, build_model
 from anomalib_ddpm_st.detector.memory_bank import MemoryBank
 from anomalib_ddpm_st.detector.torch_model import MIN_SPREAD, direction_product, distance_map

@@ -14,9 +14,9 @@ from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize, Transform
 
+from anomalib_ddpm_st.core.canonical_pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.core.datasets import ImageFiles
 from anomalib_ddpm_st.core.images import NormalImages
-from anomalib_ddpm_st.core.pose import CanonicalPose, PoseFrame
 from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import (
     BankConfig,
