@@ -26,7 +26,8 @@ def surface(seed: int = 0, colour: bool = True) -> np.ndarray:
 
 def part(seed: int = 0) -> np.ndarray:
     """Rough part in the middle of a plain white background."""
-    image = np.full((SIZE, SIZE, 3), 245, np.uint8)
+    # With a little noise: a rectangle in exactly one colour would be padding.
+    image = np.random.default_rng(seed).integers(240, 250, (SIZE, SIZE, 3), dtype=np.uint8)
     image[28:72, 20:80] = surface(seed)[28:72, 20:80]
     return image
 
