@@ -181,9 +181,10 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the weights of a compiled model into a plain one and the other way round, and let schedules change."""
         super().on_load_checkpoint(checkpoint)
-        checkpoint["state_dict"] = match_compiled(checkpoint["state_dict"], self.state_dict())
+        own = self.state_dict()
         # Checkpoints from before poses take images as they are.
-        checkpoint["state_dict"].setdefault("model.pose_frame", torch.zeros_like(self.model.pose_frame))
+        lying = {name: torch.zeros_like(value) for name, value in own.items() if name.endswith("pose_frame")}
+        checkpoint["state_dict"] = lying | match_compiled(checkpoint["state_dict"], own)
         allow_other_length(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:

@@ -119,7 +119,7 @@ def test_checkpoint_holds_no_diffusion_and_no_textures(trained: tuple) -> None:
     engine, model, _ = trained
     state = torch.load(engine.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     parts = {name.split(".")[1] for name in state if name.startswith("model.")}
-    assert parts == {"teacher", "student", "head", "memory_bank", "score_spread"}
+    assert parts == {"teacher", "student", "head", "memory_bank", "score_spread", "pose_frame"}
     assert model.model.memory_bank.is_filled
     assert (state["model.score_spread"] < 1).all()
     assert not any("unet" in name or "bank." in name.replace("memory_bank.", "") for name in state)
