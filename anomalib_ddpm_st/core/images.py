@@ -317,8 +317,8 @@ class NormalImages:
         ratio = median(ratios(self._native_size(index)) for index in indices)
         if self.pose is not None:
             # A turned image shows another part of what the image shows, with pixels of the same shape.
-            height, width = self._read(0).shape[-2:]
-            rows, columns = self._turn(self._read(0)).shape[-2:]
+            lying = self._read(0)
+            (height, width), (rows, columns) = lying.shape[-2:], self._turn(lying).shape[-2:]
             ratio *= (columns / width) / (rows / height)
         return ratio
 

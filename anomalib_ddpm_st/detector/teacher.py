@@ -125,6 +125,8 @@ class Teacher(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).reshape(1, 3, 1, 1), persistent=False)
         # Saved with the weights, so that loading a checkpoint downloads nothing.
         self.register_buffer("has_weights", torch.tensor(data=False))
+        # From the start: it is used before a training puts the model into a mode.
+        self.eval()
 
     @property
     def out_dims(self) -> list[int]:

@@ -40,6 +40,15 @@ def test_stays_in_evaluation_mode(network: DdpmStModel) -> None:
     assert not any(parameter.requires_grad for parameter in network.teacher.parameters())
 
 
+def test_is_in_evaluation_mode_from_the_start() -> None:
+    """It is used before a training puts the model into a mode, and must not adapt its statistics then."""
+    teacher = Teacher()
+    assert not any(module.training for module in teacher.modules())
+    state = {name: value.clone() for name, value in teacher.state_dict().items()}
+    teacher(torch.rand(4, 3, 64, 64))
+    assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+
+
 def check_loaded(network: DdpmStModel, weights: dict[str, torch.Tensor]) -> None:
     """The teacher holds the weights."""
     state = network.teacher.extractor.feature_extractor.state_dict()
