@@ -110,13 +110,15 @@ def prepare_bank(
     pixels = images.load(min_images=min_images)
     aspect = _other_aspect(images, pixels)
     start = time.perf_counter()
+    is_given = diffusion_path is not None
     if diffusion_path is None:
         diffusion_path = prepare_diffusion(pixels, diffusion, cache_dir, device, precision)
     middle = time.perf_counter()
     pipeline = load_pipeline(diffusion_path)
     settings = {**asdict(bank), "aspect": aspect}
-    # A DDPM that was trained elsewhere knows parts as they lie; then its textures are turned.
-    turns = images.pose is not None and pipeline.image_size != pixels.shape[-2:]
+    # A DDPM that was trained elsewhere knows parts as they lie; then its textures are turned. Its size alone does not
+    # tell: one of large images has the size of its windows.
+    turns = is_given and images.pose is not None and pipeline.image_size != pixels.shape[-2:]
     lying = images.as_they_lie() if turns else images
     known = lying.load(min_images=min_images) if turns else pixels
 
