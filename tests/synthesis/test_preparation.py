@@ -352,3 +352,18 @@ def test_bad_settings_cost_no_training(
     monkeypatch.setattr(NormalImages, "__getitem__", None)
     with pytest.raises(ValueError, match=match):
         prepare_generator(paths, **{"defects": {"source": source}, **arguments})
+
+
+def test_own_diffusion_has_learned_turned_parts(
+    images: NormalImages,
+    pipeline_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever its size, which is that of windows for large images: nothing is turned twice."""
+    images.turn(CanonicalPose(PoseFrame(30, 50)))
+    monkeypatch.setattr(preparation, "prepare_diffusion", lambda *_: pipeline_dir)
+    forbid(monkeypatch, "turn_bank")
+    assert load_pipeline(pipeline_dir).image_size != images.load().shape[-2:]
+    bank = TextureBank.load(prepare_bank(images, BANK, None, None, tmp_path / "cache", CPU).bank_dir)
+    assert bank.textures.shape[-2:] == images.load().shape[-2:]
