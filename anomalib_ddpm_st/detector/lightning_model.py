@@ -37,7 +37,7 @@ from .memory_bank import DEFAULT_SIZE
 from .normal_reference import NormalReference
 from .pose_selection import PoseOption
 from .preparation import PreparationMixin
-from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
+from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model, upgrade_weights
 from .training_run import TrainingRun
 
 GRADIENT_CLIP_NORM = 1.0
@@ -182,9 +182,7 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         """Load the weights of a compiled model into a plain one and the other way round, and let schedules change."""
         super().on_load_checkpoint(checkpoint)
         own = self.state_dict()
-        # Checkpoints from before poses take images as they are.
-        lying = {name: torch.zeros_like(value) for name, value in own.items() if name.endswith("pose_frame")}
-        checkpoint["state_dict"] = lying | match_compiled(checkpoint["state_dict"], own)
+        checkpoint["state_dict"] = upgrade_weights(match_compiled(checkpoint["state_dict"], own), own)
         allow_other_length(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -221,6 +219,7 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         pixels = None if images is None else images.load(MAX_REFERENCES)
         self.item_size = next(iter(images.item_sizes)) if images is not None and len(images.item_sizes) == 1 else None
         self.reference = NormalReference(self.model, pixels, self.augmentation)
+        self.generator.parts_lie_alike = self.reference.parts_lie_alike
         start = time.perf_counter()
         memory_bank = self.model.memory_bank
         # A resumed training has its own already.

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from anomalib.models.components import KCenterGreedy
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from anomalib_ddpm_st.core.config import check_integer
+from anomalib_ddpm_st.core.pose import pixel_coordinates
 
 from .layers import resize
 
@@ -20,17 +22,19 @@ MAX_CANDIDATES = 60_000
 NORMAL_QUANTILE = 0.995
 SCALED_NORMAL = 0.5
 MIN_DISTANCE = 1e-3
+# The levels' far places coincide in part: the mean of levels, each in units of its own, is seldom below this.
+MIN_JOINED = 0.2
 
 
-class DirectionCoreset(KCenterGreedy):
-    """Greedy coreset of unit vectors that needs a constant amount of memory.
+class EuclideanCoreset(KCenterGreedy):
+    """Greedy coreset that needs a constant amount of memory.
 
     For each vector that it keeps, anomalib's class subtracts that vector from all the others. Small tensors that stay
-    alive fragment the heap, so that 20,000 vectors need some 20 GB. Cosine distances give the same order, and the
-    product with all vectors fits into one buffer.
+    alive fragment the heap, so that 20,000 vectors need some 20 GB. Half of the squared distance gives the same order,
+    and the product with all vectors fits into one buffer.
     """
 
-    _ones: torch.Tensor
+    _halves: torch.Tensor
     _distances: torch.Tensor
 
     def update_distances(self, cluster_center: int | torch.Tensor | None) -> None:
@@ -43,18 +47,27 @@ class DirectionCoreset(KCenterGreedy):
             return
         if self.min_distances is None:
             self.min_distances = self.features.new_full((self.n_observations, 1), torch.inf)
-            self._ones = self.features.new_ones(self.n_observations)
-            self._distances = torch.empty_like(self._ones)
-        torch.addmv(self._ones, self.features, self.features[cluster_center], alpha=-1, out=self._distances)
+            self._halves = self.features.square().sum(dim=1) / 2
+            self._distances = torch.empty_like(self._halves)
+        torch.addmv(self._halves, self.features, self.features[cluster_center], alpha=-1, out=self._distances)
+        self._distances += self._halves[cluster_center]
         torch.minimum(self.min_distances, self._distances[:, None], out=self.min_distances)
 
 
 class MemoryBank(nn.Module):
-    """Distance of the teacher's features to the nearest of a set of normal ones, as in PatchCore (Roth et al., 2022).
+    r"""Distance of the teacher's features to the nearest of a set of normal ones, as in PatchCore (Roth et al., 2022).
 
     A student that reconstructs features can reconstruct a defect too, above all one unlike those it was trained with.
     The memory bank can only return normal features. Each level of the teacher has its own: the directions of features,
     averaged over 3 x 3 positions, of a greedy coreset of normal images. Until it is filled, all distances are zero.
+
+    What is normal at one place of a part may be a defect at another. With a weight :math:`\lambda` of the position
+    above 0, the distance of a feature :math:`f` at the place :math:`p` to the normal feature :math:`n` at :math:`q` is
+
+    .. math::
+        1 - \cos(f, n) + \tfrac{1}{2} \lambda^2 \lVert p - q \rVert^2
+
+    with places in units of the longer side of the image.
 
     Args:
         dims (Sequence[int]): Number of channels of each level, from fine to coarse.
@@ -69,10 +82,13 @@ class MemoryBank(nn.Module):
         check_integer("memory_size", size, 1)
         self.size = size
         self.scale: torch.Tensor
-        self.register_buffer("scale", torch.tensor(0.0))
+        self.register_buffer("scale", torch.zeros(len(dims)))
+        self.position_weight: torch.Tensor
+        self.register_buffer("position_weight", torch.tensor(0.0))
         # Not anomalib's BufferListMixin, which keeps the number of levels in one place for all models of a process.
         for level, dim in enumerate(dims):
             self.register_buffer(f"level{level}", torch.zeros(size, dim))
+            self.register_buffer(f"places{level}", torch.zeros(size, 2))
 
     @property
     def levels(self) -> list[torch.Tensor]:
@@ -80,9 +96,14 @@ class MemoryBank(nn.Module):
         return [values for name, values in self.named_buffers() if name.startswith("level")]
 
     @property
+    def places(self) -> list[torch.Tensor]:
+        """Places of the features of each level, times the weight of the position, of shape ``(size, 2)``."""
+        return [values for name, values in self.named_buffers() if name.startswith("places")]
+
+    @property
     def is_filled(self) -> bool:
         """Whether the bank holds features."""
-        return bool(self.scale > 0)
+        return bool((self.scale > 0).any())
 
     def describe(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Directions of features, averaged over 3 x 3 positions; the finest level at half its resolution.
@@ -101,36 +122,65 @@ class MemoryBank(nn.Module):
             for index, level in enumerate(features)
         ]
 
-    def distances(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Mean over levels of the cosine distance to the nearest normal feature.
+    def _place(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Places of vectors of shape ``(B, C, h, w)``, times the weight of the position, of shape ``(1, 2, h, w)``."""
+        height, width = vectors.shape[-2:]
+        columns, rows = pixel_coordinates(height, width, self.position_weight)
+        half = self.position_weight / (2 * torch.sym_max(height, width))
+        grid = torch.broadcast_tensors(rows * (half * height), columns * (half * width))
+        return torch.stack(grid, dim=1)
+
+    def level_distances(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Distance to the nearest normal feature for each level.
 
         Args:
             features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
 
         Returns:
-            torch.Tensor: Distances of shape ``(B, 1, h, w)``, at the resolution of the finest description.
+            list[torch.Tensor]: Distances of shape ``(B, 1, h, w)`` for each level.
         """
-        described = self.describe(features)
-        size = described[0].shape[-2:]
+        device = features[0].device.type
         maps = []
-        for vectors, normal in zip(described, self.levels, strict=True):
-            # One minus the similarity in a single operation, which accumulates in 32 bit even if it computes in 16.
-            distances = functional.conv2d(vectors, -normal[:, :, None, None], normal.new_ones(self.size))
-            distances = distances.amin(dim=1, keepdim=True)
-            maps.append(resize(distances, size))
-        return torch.stack(maps).mean(dim=0)
+        # The sums of large numbers that make a small distance need 32 bits.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            for vectors, normal, normal_places in zip(self.describe(features), self.levels, self.places, strict=True):
+                places = self._place(vectors)
+                # Places are two further channels, which costs hardly anything. In an export, len() would be a constant.
+                joined = torch.cat([vectors, places.expand(vectors.shape[0], -1, -1, -1)], dim=1).to(normal.dtype)
+                weight = torch.cat([normal, normal_places], dim=1)[:, :, None, None]
+                nearest = functional.conv2d(joined, -weight, 1 + normal_places.square().sum(dim=1) / 2)
+                maps.append(nearest.amin(dim=1, keepdim=True) + places.square().sum(dim=1, keepdim=True) / 2)
+        return maps
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Distances on the scale that was set when the bank was filled.
+        """Mean over levels of the distances, on the scales that were set when the bank was filled.
 
         Args:
             features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
 
         Returns:
-            torch.Tensor: Map of shape ``(B, 1, h, w)`` with values in [0, 1]; 0.5 is the value that 0.5 % of the
-            pixels of normal images exceed.
+            torch.Tensor: Map of shape ``(B, 1, h, w)`` with values in [0, 1], at the resolution of the finest
+            description; 0.5 is the value that 0.5 % of the pixels of normal images exceed.
         """
-        return (self.distances(features) * self.scale).clamp(0, 1)
+        return self.scaled_distances(features).clamp(0, 1)
+
+    def scaled_distances(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As :meth:`forward`, without the upper limit.
+
+        Args:
+            features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
+
+        Returns:
+            torch.Tensor: Map of shape ``(B, 1, h, w)``.
+        """
+        return self._join(self.level_distances(features), self.scale)
+
+    @staticmethod
+    def _join(distances: Sequence[torch.Tensor], scale: torch.Tensor) -> torch.Tensor:
+        """Mean of scaled distances of shape ``(B, 1, h, w)``, at the resolution of the finest level."""
+        size = distances[0].shape[-2:]
+        scaled = [resize(level * scale[index], size) for index, level in enumerate(distances)]
+        return torch.stack(scaled).mean(dim=0)
 
     @torch.no_grad()
     def fill(
@@ -138,8 +188,11 @@ class MemoryBank(nn.Module):
         normal: Iterable[Sequence[torch.Tensor]],
         varied: Iterable[Sequence[torch.Tensor]],
         num_images: int,
+        position_weight: float = 0.0,
     ) -> None:
         """Choose the features to keep and set the scale of the distances.
+
+        Each level is divided by its own distances of normal images, so that none drowns the others.
 
         Args:
             normal (Iterable[Sequence[torch.Tensor]]): Teacher's features of batches of normal images. If there are
@@ -147,21 +200,33 @@ class MemoryBank(nn.Module):
             varied (Iterable[Sequence[torch.Tensor]]): Features of normal images that differ slightly from those, as
                 new ones would; their distances set the scale.
             num_images (int): Number of images in ``normal``, at least one.
+            position_weight (float): Weight of the position, at least 0. Defaults to ``0.0``.
         """
+        self.position_weight.fill_(position_weight)
         per_image = math.ceil(MAX_CANDIDATES / num_images)
         candidates: list[list[torch.Tensor]] = [[] for _ in self.levels]
         for features in normal:
             for kept, batch in zip(candidates, self.describe(features), strict=True):
-                vectors = batch.permute(0, 2, 3, 1).flatten(0, 2).float()
+                joined = torch.cat([batch, self._place(batch).expand(len(batch), -1, -1, -1)], dim=1)
+                vectors = joined.permute(0, 2, 3, 1).flatten(0, 2).float()
                 chosen = torch.randperm(len(vectors), device=vectors.device)[: per_image * len(batch)]
                 kept.append(vectors[chosen])
-        for values, kept in zip(self.levels, candidates, strict=True):
+        for values, places, kept in zip(self.levels, self.places, candidates, strict=True):
             vectors = torch.cat(kept)
             if len(vectors) > self.size:
                 # A three-dimensional input keeps anomalib from projecting the features randomly.
-                sampler = DirectionCoreset(vectors[:, None], (self.size + 0.5) / len(vectors))
+                sampler = EuclideanCoreset(vectors[:, None], (self.size + 0.5) / len(vectors))
                 vectors = sampler.sample_coreset()[:, 0]
-            values.copy_(vectors[torch.arange(self.size, device=vectors.device) % len(vectors)])
-        known = torch.cat([self.distances(features).flatten() for features in varied])
-        typical = known.float().quantile(NORMAL_QUANTILE).clamp_min(MIN_DISTANCE)
-        self.scale.copy_(SCALED_NORMAL / typical)
+            vectors = vectors[torch.arange(self.size, device=vectors.device) % len(vectors)]
+            values.copy_(vectors[:, :-2])
+            places.copy_(vectors[:, -2:])
+        known = [self.level_distances(features) for features in varied]
+        levels = torch.stack([_typical([part[level] for part in known]) for level in range(len(known[0]))])
+        self.scale.copy_(1 / levels.clamp_min(MIN_DISTANCE))
+        joined = _typical([self._join(part, self.scale) for part in known])
+        self.scale.mul_(SCALED_NORMAL / joined.clamp_min(MIN_JOINED))
+
+
+def _typical(distances: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Distance that few places of normal images exceed."""
+    return torch.cat([part.flatten() for part in distances]).float().quantile(NORMAL_QUANTILE)

@@ -6,14 +6,17 @@
 import logging
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 
 from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.core.images import evenly_spaced
 from anomalib_ddpm_st.core.progress import progress
+from anomalib_ddpm_st.synthesis.foreground import find_foreground
 
 from .augmentation import SYMMETRIES, Augmentation, allowed_symmetries, jitter_pair
+from .position import ALIKE, ANYWHERE, MIN_IMAGES, choose_position_weight, explained_by_place
 from .torch_model import DdpmStModel
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,8 @@ logger = logging.getLogger(__name__)
 ENOUGH_IMAGES = 100
 BATCH_SIZE = 16
 SCALE_IMAGES = 48
+# Images show a surface if more than this part of them do.
+MOST = 0.5
 
 
 class NormalReference:
@@ -50,9 +55,29 @@ class NormalReference:
         self.symmetries = self._find_symmetries(images)
         self._calibrated_step: int | None = None
         self._sample: torch.Tensor | None = None
+        self._num_known = 0
         if images is not None:
             indices = evenly_spaced(len(images), SCALE_IMAGES)
+            self._num_known = len(indices)
             self._sample = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
+
+    @cached_property
+    def position_weight(self) -> float:
+        """Weight of the position in the memory bank, see :func:`choose_position_weight`."""
+        if self._sample is None or self._num_known < MIN_IMAGES:
+            return ANYWHERE
+        batches = [self._pose(batch) for batch in self._sample[: self._num_known].split(BATCH_SIZE)]
+        with torch.no_grad():
+            explained = explained_by_place([self._features(batch) for batch in batches])
+        surfaces = torch.cat([find_foreground(batch).is_surface for batch in batches]).float().mean()
+        weight = choose_position_weight(explained, is_surface=bool(surfaces > MOST))
+        logger.info("Position counts %g: it explains %.2f of the variance of normal features.", weight, explained)
+        return weight
+
+    @property
+    def parts_lie_alike(self) -> bool:
+        """Whether the same place shows the same in all normal images, so that a displaced part is a defect."""
+        return self.position_weight == ALIKE
 
     @property
     def unseen_symmetries(self) -> torch.Tensor:
@@ -84,6 +109,7 @@ class NormalReference:
                 (self._features(self._pose(images[batch])) for batch in progress(batches, "Memory bank")),
                 (self._features(batch) for batch in self._varied_images()),
                 len(indices),
+                self.position_weight,
             )
 
     def calibrate_scores(self, step: int | None = None) -> None:

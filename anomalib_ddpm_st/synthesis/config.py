@@ -78,6 +78,8 @@ class DefectConfig:
         p_filled (float): Probability that such a window is filled, without a Perlin mask. Defaults to ``0.5``.
         p_soft (float): Probability that the edges of a mask are blurred: without blurred edges the detector learns to
             detect the blending edge. Defaults to ``0.5``.
+        p_parts (float): Probability that the defect is a part of an object that is displaced, turned, doubled or
+            missing, up to half of the image. Defaults to ``0.15``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -91,6 +93,7 @@ class DefectConfig:
     p_local: float = 0.5
     p_filled: float = 0.5
     p_soft: float = 0.5
+    p_parts: float = 0.15
 
     def __post_init__(self) -> None:
         """Check the settings; lists become tuples."""
@@ -111,6 +114,7 @@ class DefectConfig:
         check_number("defects.p_local", self.p_local, 0, 1)
         check_number("defects.p_filled", self.p_filled, 0, 1)
         check_number("defects.p_soft", self.p_soft, 0, 1)
+        check_number("defects.p_parts", self.p_parts, 0, 1)
 
     @property
     def needs_bank(self) -> bool:

@@ -21,6 +21,7 @@ from .blending import blend, changed_mask
 from .config import DefectConfig
 from .foreground import find_foreground
 from .masks import SOFTNESS_RANGE, Windows, limit_masks, random_windows, soften
+from .parts import PartParameters, change_parts, random_parts
 from .perlin import random_perlin_masks
 from .texture_bank import TextureBank
 from .textures import BankTextureParameters, BankTextures, ShuffledTiles, jitter_colours
@@ -51,6 +52,7 @@ class AnomalyParameters:
         offset (torch.Tensor): Brightness of each channel of the texture, of shape ``(B, 3, 1, 1)``.
         bank_textures (BankTextureParameters | None): Textures of the bank. ``None`` if none are used.
         tile_order (torch.Tensor | None): Order of the shuffled tiles, of shape ``(B, 64)``. ``None`` if none are used.
+        parts (PartParameters | None): Parts that are displaced, turned or missing. ``None`` if there are none.
     """
 
     anomalous: torch.Tensor
@@ -64,6 +66,7 @@ class AnomalyParameters:
     offset: torch.Tensor
     bank_textures: BankTextureParameters | None = None
     tile_order: torch.Tensor | None = None
+    parts: PartParameters | None = None
 
     def select(self, chosen: torch.Tensor) -> "AnomalyParameters":
         """Choices for some images of the batch.
@@ -133,6 +136,8 @@ class DiffusionAnomalyGenerator(v2.Transform):
         bank = TextureBank.load(bank) if isinstance(bank, str | Path) else bank
         self.bank_textures = BankTextures(bank) if bank is not None and self.defects.needs_bank else None
         self.generator = generator
+        # Whether displaced parts are defects though no object stands out from a plain background.
+        self.parts_lie_alike = False
 
     def sample_parameters(self, images: torch.Tensor) -> AnomalyParameters:
         """Make every random choice for a batch.
@@ -156,15 +161,13 @@ class DiffusionAnomalyGenerator(v2.Transform):
         jittered = ~from_bank | (uniform(column, 0, 1, generator, device) < P_JITTERED)
         gain = torch.where(jittered, uniform((count, 3, 1, 1), *GAIN_RANGE, generator, device), 1.0)
         offset = torch.where(jittered, uniform((count, 3, 1, 1), *OFFSET_RANGE, generator, device), 0.0)
-        for _ in range(2):
-            # Unused: it keeps the random stream, and with it recorded results, as they were.
-            uniform(column, 0, 1, generator, device)
         contrast = torch.zeros_like(opacity)
         if defects.contrast[1] > 0:
             # Shuffled tiles differ from the image anyway; if they do not, only grain would be exaggerated.
             contrast = torch.where(from_bank, log_uniform(column, *defects.contrast, generator, device), 0.0)
         bank_textures = self.bank_textures.sample(images, generator) if self.bank_textures is not None else None
         tile_order = ShuffledTiles.sample(images, generator) if defects.source != "diffusion" else None
+        parts = random_parts(count, defects.p_parts, generator, device) if defects.p_parts > 0 else None
         return AnomalyParameters(
             anomalous,
             perlin_masks,
@@ -177,6 +180,7 @@ class DiffusionAnomalyGenerator(v2.Transform):
             offset,
             bank_textures,
             tile_order,
+            parts,
         )
 
     def apply_parameters(
@@ -222,6 +226,13 @@ class DiffusionAnomalyGenerator(v2.Transform):
         opacity = parameters.opacity.to(images.dtype)
         blended = blend(images, textures, weights, opacity, parameters.contrast, allowed)
         masks = changed_mask(images, blended, weights > 0)
+        if parameters.parts is not None:
+            chosen = (parameters.parts.used.flatten() & (has_object | self.parts_lie_alike)).nonzero()[:, 0]
+            if len(chosen):
+                parts, regions = change_parts(images[chosen], allowed[chosen], _select(parameters.parts, chosen))
+                # The others keep the blended texture.
+                visible = regions.flatten(1).any(dim=1)
+                blended[chosen[visible]], masks[chosen[visible]] = parts[visible], regions[visible]
         return torch.where(masks, blended, images), masks.to(images.dtype)
 
     def forward(self, image: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

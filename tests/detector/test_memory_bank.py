@@ -9,7 +9,7 @@ from anomalib.models.components import KCenterGreedy
 from torch.nn import functional
 
 from anomalib_ddpm_st.detector import memory_bank as memory_module
-from anomalib_ddpm_st.detector.memory_bank import MIN_DISTANCE, DirectionCoreset, MemoryBank
+from anomalib_ddpm_st.detector.memory_bank import MIN_DISTANCE, EuclideanCoreset, MemoryBank
 
 DIMS = (4, 6)
 
@@ -47,16 +47,46 @@ def test_description_by_formula(size: int) -> None:
 
 
 def test_distances_by_formula() -> None:
-    """Mean over levels of one minus the largest cosine similarity."""
+    """One minus the largest cosine similarity for each level; the map is the mean of the scaled levels."""
     memory, _ = filled()
     query = features(2, 4)
-    result = memory.distances(query)
     fine, coarse = (
         torch.stack([1 - (vectors.permute(1, 2, 0) @ normal.T).max(dim=-1).values for vectors in described])
         for described, normal in zip(memory.describe(query), memory.levels, strict=True)
     )
-    assert result.shape == (2, 1, 2, 2)
-    torch.testing.assert_close(result[:, 0], (fine + coarse) / 2)
+    for result, expected in zip(memory.level_distances(query), (fine, coarse), strict=True):
+        torch.testing.assert_close(result[:, 0], expected)
+    scaled = memory.scaled_distances(query)
+    assert scaled.shape == (2, 1, 2, 2)
+    torch.testing.assert_close(scaled[:, 0], (memory.scale[0] * fine + memory.scale[1] * coarse) / 2)
+
+
+def test_distances_with_positions_by_formula() -> None:
+    """The squared distance of the places is added, in units of the longer side, before the nearest is chosen."""
+    memory = MemoryBank(DIMS[:1], 24)
+    normal = torch.randn(1, 4, 8, 12)
+    memory.fill([[normal]], [[normal]], 1, position_weight=3.0)
+    rows, columns = torch.meshgrid(torch.arange(4) - 1.5, torch.arange(6) - 2.5, indexing="ij")
+    places = torch.stack([rows, columns], dim=-1).reshape(24, 2) / 6
+    assert {tuple(row) for row in (memory.places[0] / 3).mul(12).round().tolist()} == {
+        tuple(row) for row in places.mul(12).round().tolist()
+    }
+    query = [torch.randn(2, 4, 8, 12)]
+    vectors = memory.describe(query)[0].flatten(2).mT
+    far = torch.cdist(places, memory.places[0] / 3).square()
+    expected = (1 - vectors @ memory.levels[0].T + 9 * far / 2).amin(dim=2).reshape(2, 1, 4, 6)
+    torch.testing.assert_close(memory.level_distances(query)[0], expected)
+
+
+def test_what_is_normal_elsewhere_is_far() -> None:
+    """Two halves that change places: the same features, but not where they belong."""
+    level = torch.randn(1, 4, 1, 1).expand(1, 4, 8, 8).clone()
+    level[..., 4:] *= -1
+    swapped = level.flip(-1)
+    for weight, far in ((0.0, False), (2.0, True)):
+        memory = MemoryBank(DIMS[:1], 16)
+        memory.fill([[level]], [[level]], 1, position_weight=weight)
+        assert (memory.scaled_distances([swapped]).amax() > 1) == far
 
 
 def test_half_precision_tells_small_distances_apart() -> None:
@@ -65,9 +95,9 @@ def test_half_precision_tells_small_distances_apart() -> None:
     normal = torch.rand(1, 128, 32, 32)
     memory.fill([[normal]], [[normal]], 1)
     query = [normal + 0.5 * torch.randn_like(normal)]
-    exact = memory.distances(query)
+    exact = memory.level_distances(query)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = memory.distances(query)
+        rounded = memory.level_distances(query)[0]
     assert 0.02 < exact.mean() < 0.1
     assert (rounded - exact).abs().mean() < 5e-4
 
@@ -75,11 +105,12 @@ def test_half_precision_tells_small_distances_apart() -> None:
 def test_what_is_normal_is_near() -> None:
     """Features that the memory was filled with are at no distance, others are, opposite ones twice as far as any."""
     memory, normal = filled(size=1000)
-    assert memory.distances(normal).abs().max() < 1e-5
-    assert memory.distances(features(2)).min() > 1e-3
+    assert max(level.abs().max() for level in memory.level_distances(normal)) < 1e-5
+    assert min(level.min() for level in memory.level_distances(features(2))) > 1e-3
     alike = torch.ones(1, 4, 8, 8), torch.ones(1, 6, 4, 4)
     memory.fill([alike], [alike], 1)
-    torch.testing.assert_close(memory.distances([-level for level in alike]), torch.full((1, 1, 4, 4), 2.0))
+    for level in memory.level_distances([-level for level in alike]):
+        torch.testing.assert_close(level, torch.full_like(level, 2.0))
 
 
 def test_scale_makes_the_quantile_of_varied_images_one_half() -> None:
@@ -99,7 +130,7 @@ def test_images_without_any_variation_give_a_finite_scale() -> None:
     flat = [torch.ones(2, 4, 8, 8), torch.ones(2, 6, 4, 4)]
     memory = MemoryBank(DIMS, 8)
     memory.fill([flat], [flat], 2)
-    torch.testing.assert_close(memory.scale, torch.tensor(0.5 / MIN_DISTANCE))
+    assert (memory.scale <= 5 / MIN_DISTANCE).all()
     assert memory(flat).max() < 1e-2
 
 
@@ -123,10 +154,10 @@ def test_coreset_keeps_what_is_rare() -> None:
 
 
 def test_coreset_is_that_of_anomalib() -> None:
-    """Another way to the same choice, for unit vectors."""
-    vectors = functional.normalize(torch.randn(500, 8, dtype=torch.float64), dim=1)[:, None]
+    """Another way to the same choice."""
+    vectors = torch.randn(500, 1, 8, dtype=torch.float64)
     chosen = []
-    for kind in (KCenterGreedy, DirectionCoreset):
+    for kind in (KCenterGreedy, EuclideanCoreset):
         torch.manual_seed(3)
         chosen.append(kind(vectors, 0.1).select_coreset_idxs())
     assert len(set(chosen[0])) == 50
@@ -135,7 +166,7 @@ def test_coreset_is_that_of_anomalib() -> None:
 
 def test_coreset_needs_no_new_memory() -> None:
     """Distances are updated in place: a new tensor for each vector once filled 23 GB."""
-    sampler = DirectionCoreset(functional.normalize(torch.randn(50, 1, 8), dim=2), 0.5)
+    sampler = EuclideanCoreset(functional.normalize(torch.randn(50, 1, 8), dim=2), 0.5)
     sampler.features = sampler.embedding[:, 0]
     sampler.update_distances(None)
     assert sampler.min_distances is None
@@ -162,11 +193,11 @@ def test_every_image_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
         def sample_coreset(self) -> torch.Tensor:
             return seen[-1][: self.count, None]
 
-    monkeypatch.setattr(memory_module, "DirectionCoreset", Sampler)
+    monkeypatch.setattr(memory_module, "EuclideanCoreset", Sampler)
     batches = [[torch.full((2, 4, 16, 16), float(index))] for index in (-1, 1)]
     memory = MemoryBank(DIMS[:1], 3)
     memory.fill(batches, batches, 4)
-    assert seen[0].shape == (40, 4)
+    assert seen[0].shape == (40, 6)
     assert (seen[0][:, 0] > 0).sum() == 20
     assert memory.levels[0].shape == (3, 4)
 

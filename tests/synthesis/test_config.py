@@ -55,6 +55,7 @@ def test_bad_bank_settings(name: str, values: tuple) -> None:
         ("p_local", (-0.1, 1.5, *NOT_A_NUMBER)),
         ("p_filled", (-0.1, 1.5, *NOT_A_NUMBER)),
         ("p_soft", (-0.1, 1.5, *NOT_A_NUMBER)),
+        ("p_parts", (-0.1, 1.5, *NOT_A_NUMBER)),
     ],
 )
 def test_bad_defect_settings(name: str, values: tuple) -> None:

@@ -22,11 +22,14 @@ from anomalib_ddpm_st.synthesis import textures as textures_module
 from anomalib_ddpm_st.synthesis.config import Foreground, Source
 from anomalib_ddpm_st.synthesis.foreground import find_foreground
 from anomalib_ddpm_st.synthesis.masks import CENTRE_SIZE, Windows
+from anomalib_ddpm_st.synthesis.parts import change_parts
 from anomalib_ddpm_st.synthesis.textures import BankTextureParameters, ShuffledTiles
 
 SOURCES: list[Source] = ["diffusion", "mixture", "self_texture"]
 # Every image gets a defect, with unchanged textures.
-PLAIN = DefectConfig(source="diffusion", probability=1.0, opacity=(1.0, 1.0), contrast=(0.0, 0.0), foreground="off")
+PLAIN = DefectConfig(
+    source="diffusion", probability=1.0, opacity=(1.0, 1.0), contrast=(0.0, 0.0), foreground="off", p_parts=0.0
+)
 
 
 @pytest.fixture
@@ -41,9 +44,9 @@ def plain_bank(level: int, size: tuple[int, int] = (16, 16)) -> TextureBank:
 
 
 def make(bank: TextureBank | None = None, **defects: Any) -> DiffusionAnomalyGenerator:  # noqa: ANN401
-    """Generator that makes a defect in every image; of the bank's textures if there is one, unless said otherwise."""
+    """Generator that puts a texture into every image; one of the bank if there is one, unless said otherwise."""
     generator = defects.pop("generator", None)
-    defects = {"source": "diffusion" if bank else "self_texture", "probability": 1.0, **defects}
+    defects = {"source": "diffusion" if bank else "self_texture", "probability": 1.0, "p_parts": 0.0, **defects}
     return DiffusionAnomalyGenerator(bank, defects, generator)
 
 
@@ -653,3 +656,51 @@ def test_defects_of_padded_images_show_no_padding(foreground: Foreground) -> Non
         if foreground == "auto":
             assert mask.sum() == inside.sum()
     assert changed > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def test_parts_of_objects(generator: torch.Generator) -> None:
+    """On an object, the defect is a part of it; on a surface it is a texture, unless its images are alike."""
+    images = torch.rand(40, 3, 64, 64, generator=generator)
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[12:52, 12:52] = True
+    images[:20] = torch.where(inside, 0.4 * images[:20], 0.9 + 0.02 * images[:20])
+    transform = make(p_parts=1.0, generator=generator)
+    parameters = transform.sample_parameters(images)
+    assert parameters.parts is not None
+    foreground, is_surface, _ = find_foreground(images)
+    assert is_surface.tolist() == [False] * 20 + [True] * 20
+    expected, parts = change_parts(images, foreground, parameters.parts)
+    seen = parts.flatten(1).any(dim=1)
+    assert seen.float().mean() > 0.8
+    for alike in (False, True):
+        transform.parts_lie_alike = alike
+        augmented, masks = transform.apply_parameters(images, parameters)
+        used = seen & (~is_surface | alike)
+        assert torch.equal(masks[used].bool(), parts[used])
+        assert torch.equal(augmented[used], expected[used])
+        others = seen & is_surface & (not alike)
+        assert not (masks[others].bool() == parts[others]).flatten(1).all(dim=1).any()
+
+
+def test_part_that_is_invisible_leaves_the_texture(generator: torch.Generator) -> None:
+    """A part of a plain object that would look the same."""
+    images = torch.full((30, 3, 64, 64), 0.9)
+    images[..., 20:44, 20:44] = 0.2
+    with_parts, without = (make(plain_bank(140), p_parts=share, generator=generator) for share in (1.0, 0.0))
+    parameters = with_parts.sample_parameters(images)
+    invisible = ~change_parts(images, find_foreground(images).mask, parameters.parts)[1].flatten(1).any(dim=1)
+    assert invisible.any()
+    expected = without.apply_parameters(images, replace(parameters, parts=None))
+    for value, other in zip(with_parts.apply_parameters(images, parameters), expected, strict=True):
+        assert torch.equal(value[invisible], other[invisible])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
+def test_probability_of_parts(share: float) -> None:
+    """0 draws none."""
+    parts = make(p_parts=share).sample_parameters(torch.rand(400, 3, 16, 16)).parts
+    assert (0 if parts is None else parts.used.float().mean()) == pytest.approx(share, abs=0.05)
