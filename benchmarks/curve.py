@@ -43,6 +43,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from anomalib_ddpm_st import DdpmSt
+from anomalib_ddpm_st.detector.torch_model import upgrade_weights
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ def load_snapshot(
     # The layout of training: another one would round sums differently.
     model.model.to(memory_format=torch.channels_last)
     state = torch.load(weights, weights_only=True)
-    model.model.load_state_dict({key.removeprefix("model."): state[key] for key in state if key.startswith("model.")})
+    weights_of_model = {key.removeprefix("model."): state[key] for key in state if key.startswith("model.")}
+    model.model.load_state_dict(upgrade_weights(weights_of_model, model.model.state_dict()))
     torch.manual_seed(seed)
     model.calibrate_scores(datamodule, renew_memory)
 

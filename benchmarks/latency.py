@@ -49,7 +49,8 @@ from anomalib.models import (
 from common import append_row, flops, save_record
 from jsonargparse import ArgumentParser
 
-from anomalib_ddpm_st import DdpmSt
+from anomalib_ddpm_st import CanonicalPose, DdpmSt
+from anomalib_ddpm_st.core.canonical_pose import PoseFrame
 from anomalib_ddpm_st.detector.openvino import quantize
 
 SIZE = 256
@@ -103,6 +104,13 @@ def _ddpm_st() -> DdpmSt:
     return model
 
 
+def _ddpm_st_with_pose() -> DdpmSt:
+    model = _ddpm_st()
+    # The largest frame there is: that of most parts is smaller, and quicker.
+    model.model.set_pose(CanonicalPose(PoseFrame()))
+    return model
+
+
 def _draem() -> Draem:
     # With an existing folder it downloads no textures.
     return Draem(dtd_dir=tempfile.gettempdir())
@@ -110,6 +118,7 @@ def _draem() -> Draem:
 
 MODELS: dict[str, Callable[[], AnomalibModule]] = {
     "DdpmSt": _ddpm_st,
+    "DdpmSt, pose": _ddpm_st_with_pose,
     "Stfpm": Stfpm,
     "Patchcore": _patchcore,
     "EfficientAd": EfficientAd,

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_ddpm_st import CanonicalPose, DdpmSt, TextureBank
+from anomalib_ddpm_st.detector.layers import resize
 
 from .conftest import TINY, make_engine
 
@@ -115,13 +116,23 @@ def test_pose_is_loaded(turned: tuple) -> None:
         torch.testing.assert_close(loaded(image).anomaly_map, model.cpu().eval()(image).anomaly_map)
 
 
-def test_checkpoint_without_a_pose(turned: tuple, tmp_path: Path) -> None:
-    """A checkpoint of an earlier version takes images as they are."""
+def test_checkpoint_of_an_earlier_version(turned: tuple, tmp_path: Path) -> None:
+    """It takes images as they are, and its memory bank has one scale and knows no places."""
     engine, _, _ = turned
     checkpoint = torch.load(engine.best_model_path, weights_only=False)
-    del checkpoint["state_dict"]["model.pose_frame"]
+    state = checkpoint["state_dict"]
+    for name in ("pose_frame", "memory_bank.position_weight", *(f"memory_bank.places{level}" for level in range(3))):
+        del state[f"model.{name}"]
+    state["model.memory_bank.scale"] = torch.tensor(4.0)
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    assert DdpmSt.load_from_checkpoint(tmp_path / "old.ckpt").model.pose is None
+    model = DdpmSt.load_from_checkpoint(tmp_path / "old.ckpt").model
+    assert model.pose is None
+    memory_bank = model.memory_bank
+    features = [torch.randn(1, dim, 16 >> level, 16 >> level) for level, dim in enumerate(model.teacher.out_dims)]
+    described = zip(memory_bank.describe(features), memory_bank.levels, strict=True)
+    distances = [(1 - torch.einsum("bchw,nc->bnhw", *pair)).amin(dim=1, keepdim=True) for pair in described]
+    expected = 4 * torch.stack([resize(distance, (8, 8)) for distance in distances]).mean(dim=0)
+    torch.testing.assert_close(memory_bank(features), expected.clamp(0, 1))
 
 
 def as_tensor(*images: Image.Image) -> torch.Tensor:
