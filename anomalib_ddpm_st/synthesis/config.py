@@ -79,7 +79,7 @@ class DefectConfig:
         p_soft (float): Probability that the edges of a mask are blurred: without blurred edges the detector learns to
             detect the blending edge. Defaults to ``0.5``.
         p_parts (float): Probability that the defect is a part of an object that is displaced, turned, doubled or
-            missing, up to half of the image. Defaults to ``0.15``.
+            missing, up to half of the image. Defaults to ``0.1``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -93,7 +93,7 @@ class DefectConfig:
     p_local: float = 0.5
     p_filled: float = 0.5
     p_soft: float = 0.5
-    p_parts: float = 0.15
+    p_parts: float = 0.1
 
     def __post_init__(self) -> None:
         """Check the settings; lists become tuples."""
