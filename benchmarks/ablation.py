@@ -109,6 +109,12 @@ def segmentation_alone(model: DdpmStModel) -> DdpmStModel:
     return DdpmStModel(model.teacher, model.student, model.head, component_weights=(1.0, 0.0), top_k=model.top_k)
 
 
+def equal_weights(model: DdpmStModel) -> DdpmStModel:
+    """Detector whose three components count the same."""
+    parts = (model.teacher, model.student, model.head, model.memory_bank)
+    return DdpmStModel(*parts, component_weights=(1 / 3, 1 / 3, 1 / 3), top_k=model.top_k)
+
+
 SELF_TEXTURE = {"defects": {"source": "self_texture"}}
 DIFFUSION = {"defects": {"source": "diffusion"}}
 # Labels are those of the result files: where an option was renamed, they keep its old name.
@@ -128,6 +134,9 @@ VARIANTS: dict[str, Variant] = {
     "local=0": Variant({"defects": {"p_local": 0.0}}),
     "filled=0": Variant({"defects": {"p_filled": 0.0}}),
     "soft=0": Variant({"defects": {"p_soft": 0.0}}),
+    # Displaced, turned, doubled and missing parts.
+    "parts=0": Variant({"defects": {"p_parts": 0.0}}),
+    "weights=equal": Variant(control=equal_weights),
 }
 
 

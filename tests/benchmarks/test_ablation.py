@@ -19,6 +19,7 @@ from ablation import (
     SHORT_SIZE,
     VARIANTS,
     Variant,
+    equal_weights,
     gains,
     make_datamodule,
     run_cell,
@@ -93,6 +94,16 @@ def test_other_budgets_are_shorter() -> None:
     assert all(value < defaults[name] for settings in SETTINGS.values() for name, value in flat(settings).items())
     assert {name for name, value in SETTINGS["long"].items() if SHORT[name] != value} == {"training_steps"}
     assert not SETTINGS["full"]
+
+
+@torch.no_grad()
+def test_equal_weights() -> None:
+    """The same parts, each of which counts for a third."""
+    default = DdpmSt(pre_trained=False, top_k=5).model.eval()
+    control = equal_weights(default).eval()
+    assert (control.teacher, control.memory_bank) == (default.teacher, default.memory_bank)
+    maps = [torch.full((1, 1, 8, 8), value) for value in (0.3, 0.6, 0.9)]
+    torch.testing.assert_close(control.anomaly_map(maps), torch.full((1, 1, 8, 8), 0.6))
 
 
 @torch.no_grad()

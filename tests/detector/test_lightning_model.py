@@ -352,7 +352,8 @@ def test_bank_is_prepared_before_training(
     model = make_model(defects={"source": source})
     asked: list[Any] = []
     monkeypatch.setattr(preparation, "prepare_bank", lambda images, *_, **__: [asked.append(images), BANK][1])
-    monkeypatch.setattr(lightning_model, "DiffusionAnomalyGenerator", lambda *given: given)
+    generator = MagicMock()
+    monkeypatch.setattr(lightning_model, "DiffusionAnomalyGenerator", generator)
     datamodule = make_datamodule(tmp_path)
     trainer = attach(model, datamodule=datamodule)
     model.prepare_data()
@@ -365,7 +366,8 @@ def test_bank_is_prepared_before_training(
     assert datamodule._is_setup
     model.on_train_start()
     assert asked == [images]
-    assert model.generator == (BANK.bank_dir, model.defects)
+    generator.assert_called_once_with(BANK.bank_dir, model.defects)
+    assert model.generator.parts_lie_alike == model.reference.parts_lie_alike
     assert model.item_size == (64, 64)
     assert images.item_sizes == {(64, 64)}
     # Of the next training, whose data is another.

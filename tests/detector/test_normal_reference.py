@@ -12,6 +12,7 @@ from anomalib_ddpm_st.core.geometry import flip_rotate
 from anomalib_ddpm_st.detector import DdpmStModel, build_model, normal_reference
 from anomalib_ddpm_st.detector.augmentation import SYMMETRIES, Augmentation
 from anomalib_ddpm_st.detector.normal_reference import ENOUGH_IMAGES, SCALE_IMAGES, NormalReference
+from anomalib_ddpm_st.detector.position import ALIKE, ANYWHERE, SURFACE
 from anomalib_ddpm_st.detector.torch_model import MIN_SPREAD
 
 EVERYTHING = torch.tensor(SYMMETRIES, dtype=torch.bool)
@@ -211,3 +212,33 @@ def test_no_calibration_without_images(model: DdpmStModel) -> None:
     """The components then count by their weights."""
     NormalReference(model, None).calibrate_scores()
     assert (model.score_spread == 1).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Position
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight"),
+    [("alike", ALIKE), ("surface", SURFACE), ("anywhere", ANYWHERE), ("few", ANYWHERE), ("none", ANYWHERE)],
+)
+def test_position_weight(kind: str, weight: float, model: DdpmStModel) -> None:
+    """Parts that lie alike, a surface, parts that lie anywhere, and images that are too few to tell."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.rand(12, 3, 64, 64, generator=random)
+    background = 0.9 + 0.02 * noise
+    places = {
+        "alike": [(16, 16)] * 12,
+        "few": [(16, 16)] * 2,
+        "anywhere": [(4 + 36 * (index % 2), 4 + 12 * (index % 4)) for index in range(12)],
+    }
+    images = background if kind in places else noise
+    for image, (row, column) in zip(images, places.get(kind, ()), strict=False):
+        image[:, row : row + 20, column : column + 20] = 0.1
+    images = images[: len(places.get(kind, images))]
+    reference = NormalReference(model, None if kind == "none" else as_bytes(images), "none")
+    assert reference.position_weight == weight
+    assert reference.parts_lie_alike == (weight == ALIKE)
+    if kind != "none":
+        reference.fill_memory_bank(as_bytes(images))
+        assert model.memory_bank.position_weight == weight
