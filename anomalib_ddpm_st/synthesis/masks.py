@@ -66,6 +66,24 @@ def random_windows(
     )
 
 
+def find_centres(candidates: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose one place of each image: the candidate with the largest score.
+
+    Args:
+        candidates (torch.Tensor): Places to choose from, 0 or 1, of shape ``(B, 1, H, W)``.
+        scores (torch.Tensor): Scores on a coarse grid, of shape ``(B, 1, CENTRE_SIZE, CENTRE_SIZE)``.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: Rows and columns in pixels, of shape ``(B,)``.
+    """
+    height, width = candidates.shape[-2:]
+    small = functional.adaptive_max_pool2d(candidates, CENTRE_SIZE)
+    centre = (scores * small).flatten(1).argmax(dim=1)
+    row = (centre // CENTRE_SIZE + 0.5) * height / CENTRE_SIZE
+    column = (centre % CENTRE_SIZE + 0.5) * width / CENTRE_SIZE
+    return row, column
+
+
 def limit_masks(masks: torch.Tensor, allowed: torch.Tensor, windows: Windows) -> torch.Tensor:
     """Limit masks to where defects are allowed, and to a window around one of their pixels.
 
@@ -82,11 +100,7 @@ def limit_masks(masks: torch.Tensor, allowed: torch.Tensor, windows: Windows) ->
     height, width = masks.shape[-2:]
     masks = masks & allowed
     is_empty = ~masks.flatten(1).any(dim=1)[:, None, None, None]
-    candidates = torch.where(is_empty, allowed, masks).float()
-    small = functional.adaptive_max_pool2d(candidates, CENTRE_SIZE)
-    centre = (windows.scores * small).flatten(1).argmax(dim=1)
-    row = (centre // CENTRE_SIZE + 0.5) * height / CENTRE_SIZE
-    column = (centre % CENTRE_SIZE + 0.5) * width / CENTRE_SIZE
+    row, column = find_centres(torch.where(is_empty, allowed, masks).float(), windows.scores)
     down = torch.arange(height, device=masks.device)[None, :, None] + 0.5 - row[:, None, None]
     right = torch.arange(width, device=masks.device)[None, None, :] + 0.5 - column[:, None, None]
     cosine, sine = (wave[:, None, None] for wave in (windows.angles.cos(), windows.angles.sin()))

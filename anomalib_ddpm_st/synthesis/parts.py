@@ -12,8 +12,8 @@ from anomalib_ddpm_st.core.geometry import shift_and_flip
 from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
 from .blending import changed_pixels
+from .masks import CENTRE_SIZE, find_centres
 
-CENTRE_SIZE = 64
 # Half of the height and width of a part, as fractions of the shorter side.
 HALF_SIDES = (0.06, 0.35)
 P_ROUND = 0.5
@@ -33,7 +33,7 @@ class PartParameters:
 
     Attributes:
         used (torch.Tensor): Which images get this defect, boolean of shape ``(B, 1, 1, 1)``.
-        scores (torch.Tensor): The centre is the allowed place with the largest score, of shape ``(B, S, S)``.
+        scores (torch.Tensor): The centre is the allowed place with the largest score, of shape ``(B, 1, S, S)``.
         half_sides (torch.Tensor): Half of height and width as fractions of the shorter side, of shape ``(B, 2)``.
         is_round (torch.Tensor): Ellipse instead of a rectangle, boolean of shape ``(B, 1, 1)``.
         kind (torch.Tensor): Number in [0, 1] that tells displaced, turned and missing parts apart, of shape ``(B,)``.
@@ -68,7 +68,7 @@ def random_parts(
     """
     return PartParameters(
         used=uniform((count, 1, 1, 1), 0, 1, generator, device) < probability,
-        scores=uniform((count, CENTRE_SIZE, CENTRE_SIZE), 0, 1, generator, device),
+        scores=uniform((count, 1, CENTRE_SIZE, CENTRE_SIZE), 0, 1, generator, device),
         half_sides=log_uniform((count, 2), *HALF_SIDES, generator, device),
         is_round=uniform((count, 1, 1), 0, 1, generator, device) < P_ROUND,
         kind=uniform((count,), 0, 1, generator, device),
@@ -96,10 +96,7 @@ def change_parts(
         would hardly differ leaves its image as it was, and its mask empty.
     """
     height, width = images.shape[-2:]
-    places = functional.adaptive_max_pool2d(allowed.float(), CENTRE_SIZE)[:, 0]
-    index = (parameters.scores * places).flatten(1).argmax(dim=1)
-    centres = torch.stack([index // CENTRE_SIZE, index % CENTRE_SIZE], dim=1) + 0.5
-    centres = (centres * torch.tensor([height, width], device=images.device) / CENTRE_SIZE).long()
+    centres = torch.stack(find_centres(allowed.float(), parameters.scores), dim=1).long()
     halves = (parameters.half_sides * min(height, width)).clamp_min(1)
     down = (torch.arange(height, device=images.device) - centres[:, :1]) / halves[:, :1]
     right = (torch.arange(width, device=images.device) - centres[:, 1:]) / halves[:, 1:]

@@ -18,7 +18,7 @@ def fixed(kind: float, *, is_round: bool = False, count: int = 1) -> PartParamet
     """A part of 16 x 20 pixels around the place of row 24 and column 32."""
     parameters = random_parts(count, 1.0)
     scores = torch.full_like(parameters.scores, 0.1)
-    scores[:, 32, 32] = 1
+    scores[..., 32, 32] = 1
     return replace(
         parameters,
         scores=scores,
