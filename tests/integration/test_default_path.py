@@ -5,7 +5,7 @@
 
 ``recorded/default_path.json`` names commit and machine. On the same processor and version of torch values are equal to
 the last bit; other processors round differently. Change them only together with the method, never to make a refactoring
-pass: ``RECORD_DEFAULT_PATH=1 pytest tests/integration/test_default_path.py`` writes the file anew.
+pass: ``RECORD_DEFAULT_PATH=1 pytest tests/integration/test_default_path.py`` records them again.
 """
 
 import hashlib
