@@ -23,18 +23,11 @@ from lightning.pytorch import seed_everything
 
 from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.core.images import NormalImages
-from anomalib_ddpm_st.detector import DdpmStModel
 from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES
 from anomalib_ddpm_st.detector.normal_reference import NormalReference
 from anomalib_ddpm_st.detector.pose_selection import select_pose
 
 logger = logging.getLogger(__name__)
-
-
-def memory_alone(model: DdpmStModel) -> DdpmStModel:
-    """Detector whose map and score are those of the memory bank."""
-    parts = (model.teacher, model.student, model.head, model.memory_bank)
-    return DdpmStModel(*parts, component_weights=(0.0, 0.0, 1.0), top_k=model.top_k)
 
 
 def run(
@@ -60,7 +53,7 @@ def run(
     """
     model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False)
     model.model.teacher.load_weights(teacher_weights)
-    model.model = memory_alone(model.model)
+    model.model.component_weights = [0.0, 0.0, 1.0]
     datamodule = make_mvtec(data_root, category, num_workers=0)
     datamodule.setup()
     images = NormalImages.from_datamodule(datamodule, model.pre_processor)

@@ -1,7 +1,9 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Blocks that student and segmentation head are made of."""
+"""What the parts of the detector share: blocks of layers, resizing and precision."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -48,3 +50,15 @@ def resize(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
         torch.Tensor: Maps of shape ``(B, C, *size)``.
     """
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Compute in 32 bit what autocast would compute in 16; outside of autocast an export sees nothing of it.
+
+    Args:
+        device (torch.device): Device of the tensors.
+
+    Returns:
+        AbstractContextManager: Context to compute in.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -5,7 +5,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 
 import torch
 from anomalib.models.components import KCenterGreedy
@@ -15,7 +14,7 @@ from torch.nn import functional
 from anomalib_ddpm_st.core.config import check_integer
 from anomalib_ddpm_st.core.pose import pixel_coordinates
 
-from .layers import resize
+from .layers import resize, without_autocast
 
 DEFAULT_SIZE = 1024
 MAX_CANDIDATES = 60_000
@@ -139,10 +138,9 @@ class MemoryBank(nn.Module):
         Returns:
             list[torch.Tensor]: Distances of shape ``(B, 1, h, w)`` for each level.
         """
-        device = features[0].device.type
         maps = []
         # The sums of large numbers that make a small distance need 32 bits.
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with without_autocast(features[0].device):
             for vectors, normal, normal_places in zip(self.describe(features), self.levels, self.places, strict=True):
                 places = self._place(vectors)
                 # Places are two further channels, which costs hardly anything. In an export, len() would be a constant.

@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import starmap
 
 import torch
@@ -17,7 +16,7 @@ from anomalib_ddpm_st.core.config import check_integer, check_number
 from anomalib_ddpm_st.core.pose import Pose
 
 from .head import SegmentationHead
-from .layers import resize
+from .layers import resize, without_autocast
 from .memory_bank import DEFAULT_SIZE, MemoryBank
 from .student import Student
 from .teacher import Teacher
@@ -142,8 +141,7 @@ class DdpmStModel(nn.Module):
     @staticmethod
     def _turn(images: torch.Tensor, canonical: CanonicalPose) -> tuple[torch.Tensor, Pose]:
         """Turned images, and the poses that their parts had."""
-        device = images.device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with without_autocast(images.device):
             pose = canonical.estimate(images)
             return canonical.align(images, pose), pose
 

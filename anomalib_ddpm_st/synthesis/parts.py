@@ -11,7 +11,7 @@ from torch.nn import functional
 from anomalib_ddpm_st.core.geometry import shift_and_flip
 from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
-from .blending import changed_pixels
+from .blending import CHANGE_THRESHOLD, changed_pixels
 from .masks import CENTRE_SIZE, find_centres
 
 # Half of the height and width of a part, as fractions of the shorter side.
@@ -19,8 +19,7 @@ HALF_SIDES = (0.06, 0.35)
 P_ROUND = 0.5
 # Probabilities that a part shows another place, or itself turned by half a turn; otherwise it is missing.
 P_DISPLACED, P_TURNED = 0.5, 0.2
-# Parts are no fainter than this, and differ in this part of their area.
-CHANGE_THRESHOLD = 0.04
+# A part must differ in this part of its area.
 MIN_CHANGED = 0.4
 # What is around a missing part is averaged at this resolution.
 FILL_SIZE = 32
