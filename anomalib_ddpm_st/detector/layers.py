@@ -52,6 +52,31 @@ def resize(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+def resize_map(maps: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """As :func:`resize`, by two matrix products: OpenVINO takes much longer to interpolate maps of one channel.
+
+    Args:
+        maps (torch.Tensor): Maps of shape ``(B, 1, h, w)``.
+        size (torch.Size): Height and width to return.
+
+    Returns:
+        torch.Tensor: Maps of shape ``(B, 1, *size)``.
+    """
+    with without_autocast(maps.device):
+        rows, columns = (_interpolation_matrix(maps, dim, size[dim]) for dim in (-2, -1))
+        return rows @ maps @ columns.mT
+
+
+def _interpolation_matrix(maps: torch.Tensor, dim: int, after: int) -> torch.Tensor:
+    """Weights by which each of ``after`` positions takes the values along a dimension, of shape ``(after, before)``."""
+    before = maps.shape[dim]
+    old, new = (torch.arange(length, device=maps.device, dtype=maps.dtype) for length in (before, after))
+    centres = (new + 0.5) * (before / after) - 0.5
+    weights = (1 - (centres[:, None] - old).abs()).clamp_min(0)
+    # Beyond the first and the last centre there is one value alone.
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Compute in 32 bit what autocast would compute in 16; outside of autocast an export sees nothing of it.
 

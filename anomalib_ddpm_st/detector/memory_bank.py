@@ -14,7 +14,7 @@ from torch.nn import functional
 from anomalib_ddpm_st.core.config import check_integer
 from anomalib_ddpm_st.core.pose import pixel_coordinates
 
-from .layers import resize, without_autocast
+from .layers import resize_map, without_autocast
 
 DEFAULT_SIZE = 1024
 MAX_CANDIDATES = 60_000
@@ -23,6 +23,8 @@ SCALED_NORMAL = 0.5
 MIN_DISTANCE = 1e-3
 # The levels' far places coincide in part: the mean of levels, each in units of its own, is seldom below this.
 MIN_JOINED = 0.2
+# The distances to so many features at once stay in the cache of one core, where their minimum is taken.
+FEATURES_AT_ONCE = 256
 
 
 class EuclideanCoreset(KCenterGreedy):
@@ -146,7 +148,12 @@ class MemoryBank(nn.Module):
                 # Places are two further channels, which costs hardly anything. In an export, len() would be a constant.
                 joined = torch.cat([vectors, places.expand(vectors.shape[0], -1, -1, -1)], dim=1).to(normal.dtype)
                 weight = torch.cat([normal, normal_places], dim=1)[:, :, None, None]
-                nearest = functional.conv2d(joined, -weight, 1 + normal_places.square().sum(dim=1) / 2)
+                bias = 1 + normal_places.square().sum(dim=1) / 2
+                parts = zip(weight.split(FEATURES_AT_ONCE), bias.split(FEATURES_AT_ONCE), strict=True)
+                nearest = torch.cat(
+                    [functional.conv2d(joined, -part, start).amin(dim=1, keepdim=True) for part, start in parts],
+                    dim=1,
+                )
                 maps.append(nearest.amin(dim=1, keepdim=True) + places.square().sum(dim=1, keepdim=True) / 2)
         return maps
 
@@ -176,9 +183,8 @@ class MemoryBank(nn.Module):
     @staticmethod
     def _join(distances: Sequence[torch.Tensor], scale: torch.Tensor) -> torch.Tensor:
         """Mean of scaled distances of shape ``(B, 1, h, w)``, at the resolution of the finest level."""
-        size = distances[0].shape[-2:]
-        scaled = [resize(level * scale[index], size) for index, level in enumerate(distances)]
-        return torch.stack(scaled).mean(dim=0)
+        finest, *coarser = [level * scale[index] for index, level in enumerate(distances)]
+        return torch.stack([finest, *(resize_map(level, finest.shape[-2:]) for level in coarser)]).mean(dim=0)
 
     @torch.no_grad()
     def fill(

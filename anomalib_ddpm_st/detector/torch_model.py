@@ -16,7 +16,7 @@ from anomalib_ddpm_st.core.config import check_integer, check_number
 from anomalib_ddpm_st.core.pose import Pose
 
 from .head import SegmentationHead
-from .layers import resize, without_autocast
+from .layers import resize, resize_map, without_autocast
 from .memory_bank import DEFAULT_SIZE, MemoryBank
 from .student import Student
 from .teacher import Teacher
@@ -187,7 +187,7 @@ class DdpmStModel(nn.Module):
         if self.pose is not None and not self.training:
             images, pose = self._turn(images, self.pose)
         teacher, student, products = self.compare(images)
-        logits = resize(self.head(products), images.shape[-2:])
+        logits = self._logits(products, images)
         if self.training:
             if clean_images is not None:
                 teacher = self.teacher(clean_images)
@@ -197,6 +197,11 @@ class DdpmStModel(nn.Module):
         if self.pose is not None and pose is not None:
             anomaly_map = self.pose.restore(anomaly_map, pose, size)
         return InferenceBatch(pred_score=self.image_scores(components), anomaly_map=anomaly_map)
+
+    def _logits(self, products: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Logits of the segmentation at the resolution of the images."""
+        # Training interpolates, so that its gradients stay what they were.
+        return (resize if self.training else resize_map)(self.head(products), images.shape[-2:])
 
     def components(
         self,
@@ -217,7 +222,7 @@ class DdpmStModel(nn.Module):
         """
         maps = [logits.sigmoid(), distance_map(products)]
         if self.memory_bank is not None:
-            maps.append(resize(self.memory_bank(teacher), maps[1].shape[-2:]))
+            maps.append(resize_map(self.memory_bank(teacher), maps[1].shape[-2:]))
         return maps
 
     def anomaly_map(self, components: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -232,7 +237,7 @@ class DdpmStModel(nn.Module):
         weighted = [weight * component for weight, component in zip(self.component_weights, components, strict=True)]
         # Upsampled once: the mean of linearly upsampled maps is the upsampled mean.
         coarse = torch.stack(weighted[1:]).sum(dim=0)
-        return weighted[0] + resize(coarse, weighted[0].shape[-2:])
+        return weighted[0] + resize_map(coarse, weighted[0].shape[-2:])
 
     def image_scores(self, components: Sequence[torch.Tensor]) -> torch.Tensor:
         """Weighted mean of the components' scores, Equation (6).
@@ -279,7 +284,7 @@ class DdpmStModel(nn.Module):
         scores = []
         for images in batches:
             teacher, _, products = self.compare(images)
-            logits = resize(self.head(products), images.shape[-2:])
+            logits = self._logits(products, images)
             scores.append(self.component_scores(self.components(teacher, products, logits)))
         self.score_spread.copy_(torch.cat(scores).std(dim=0, correction=0).clamp_min(MIN_SPREAD))
 
@@ -358,5 +363,5 @@ def distance_map(products: Sequence[torch.Tensor]) -> torch.Tensor:
         torch.Tensor: Map of shape ``(B, 1, h_0, w_0)``.
     """
     size = products[0].shape[-2:]
-    distances = [resize(1 - product.mean(dim=1, keepdim=True), size) for product in products]
-    return torch.stack(distances).mean(dim=0).clamp(0, 1)
+    finest, *coarser = [1 - product.mean(dim=1, keepdim=True) for product in products]
+    return torch.stack([finest, *(resize_map(level, size) for level in coarser)]).mean(dim=0).clamp(0, 1)

@@ -46,8 +46,10 @@ def test_description_by_formula(size: int) -> None:
                 torch.testing.assert_close(described[:, :, row, column], functional.normalize(around, dim=1))
 
 
-def test_distances_by_formula() -> None:
+@pytest.mark.parametrize("at_once", [5, 16, 256])
+def test_distances_by_formula(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One minus the largest cosine similarity for each level; the map is the mean of the scaled levels."""
+    monkeypatch.setattr(memory_module, "FEATURES_AT_ONCE", at_once)
     memory, _ = filled()
     query = features(2, 4)
     fine, coarse = (
