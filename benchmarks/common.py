@@ -225,8 +225,13 @@ def save_record(path: Path, figures: Mapping[str, Any]) -> None:
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a CSV file, with a header if the file is new; rows written before an interruption stay."""
+    append_rows(path, [row])
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows that belong together to a CSV file, see :func:`append_row`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame([row])
+    table = pd.DataFrame(rows)
     table.to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\n", encoding="utf-8")
 
 

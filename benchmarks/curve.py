@@ -41,6 +41,7 @@ from common import (
 )
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn import functional
 
 from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.detector.torch_model import upgrade_weights
@@ -127,6 +128,10 @@ def load_snapshot(
     model.model.to(memory_format=torch.channels_last)
     state = torch.load(weights, weights_only=True)
     weights_of_model = {key.removeprefix("model."): state[key] for key in state if key.startswith("model.")}
+    frame = weights_of_model.get("pose_frame")
+    if frame is not None:
+        # Frames had no margins before there could be padding around images.
+        weights_of_model["pose_frame"] = functional.pad(frame, (0, len(model.model.pose_frame) - len(frame)))
     model.model.load_state_dict(upgrade_weights(weights_of_model, model.model.state_dict()))
     torch.manual_seed(seed)
     model.calibrate_scores(datamodule, renew_memory)

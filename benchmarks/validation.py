@@ -1,12 +1,16 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Validation set of drawn defects, to choose variants and defaults without test data.
+"""Library: validation set of drawn defects, to choose variants and defaults without test data.
 
-Every fifth normal training image is held out. Each gives one normal image and two with a defect of one of eight kinds.
-No generator of the package draws any of these kinds: no Perlin mask, no texture, no shuffled tile.
+Every fifth part is held out with all of its images. Each image gives one normal image and five with a defect of one of
+eight families, which are as unlike each other as real defects are. :mod:`rule` says how variants are ranked by them. No
+generator of the package draws any of these kinds: no Perlin mask, no texture, no shuffled tile, no upright rectangle or
+ellipse with another place of the image.
 """
 
+import itertools
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,31 +23,84 @@ from anomalib_ddpm_st.synthesis.foreground import find_foreground
 from anomalib_ddpm_st.synthesis.textures import is_grey
 
 HOLD_OUT_EVERY = 5
-DEFECTS_PER_IMAGE = 2
+# No divisor of the number of families, so that each is drawn on all images in turn.
+DEFECTS_PER_IMAGE = 5
 CHANGE_THRESHOLD = 6
 MIN_CONTRAST = 15
 ATTEMPTS = 20
+# Photographs of magnetic_tile: exposure and running number. Those of one tile follow each other.
+SERIES = re.compile(r"exp\d+_num_(\d+)")
+MAX_GAP = 150
+# Gaps of this size in an annotation are closed, as a fraction of the shorter side.
+GAP = 0.02
+# Smallest area of a defect, as a fraction of the image, and the part of what was drawn that must be visible.
+MIN_AREA, MIN_VISIBLE = 2e-4, 0.6
+# A change of nearly the whole object makes another one, or one that lies elsewhere, which may be normal.
+MAX_COVERED = 0.85
 
 Defect = Callable[[np.ndarray, tuple[int, int], np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
-def split(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split sorted training images: every fifth is held out, the others are for training.
+def whole_parts(paths: Sequence[str]) -> list[list[str]]:
+    """Group images that show the same part.
+
+    Only magnetic_tile says so in its file names: the numbers of photographs of one tile, in several exposures, follow
+    each other within 150. Any other image counts as a part of its own.
 
     Args:
         paths (Sequence[str]): Normal training images.
 
     Returns:
-        tuple[list[str], list[str]]: Images to train on, and held-out images.
+        list[list[str]]: Images of each part.
     """
-    ordered = sorted(paths)
-    train = [path for index, path in enumerate(ordered) if index % HOLD_OUT_EVERY]
-    return train, ordered[::HOLD_OUT_EVERY]
+    parts: list[list[str]] = []
+    previous: int | None = None
+    found = {path: SERIES.fullmatch(Path(path).stem) for path in paths}
+    numbers = {path: None if match is None else int(match[1]) for path, match in found.items()}
+    for path in sorted(paths, key=lambda path: (numbers[path] or 0, path)):
+        number = numbers[path]
+        if number is not None and previous is not None and number - previous <= MAX_GAP:
+            parts[-1].append(path)
+        else:
+            parts.append([path])
+        previous = number
+    return parts
+
+
+def split(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split training images: every fifth part is held out with all of its images, the others are for training.
+
+    Args:
+        paths (Sequence[str]): Normal training images.
+
+    Returns:
+        tuple[list[str], list[str]]: Images to train on, and held-out images, both sorted.
+    """
+    parts = whole_parts(paths)
+    held_out = {path for part in parts[::HOLD_OUT_EVERY] for path in part}
+    return sorted(set(paths) - held_out), sorted(held_out)
 
 
 def _tone(rng: np.random.Generator) -> np.ndarray:
     """Change of brightness, grey or slightly coloured, light or dark, in units of 255."""
     return rng.choice([-1, 1]) * rng.uniform(25, 110) + rng.uniform(-25, 25, 3) * (rng.random() < 0.5)
+
+
+def _blot(at: tuple[int, int], radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Corners of an irregular outline around a point, integers of shape ``(12, 2)``."""
+    turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    outline = radius * rng.uniform(0.5, 1.2, 12)
+    points = np.stack([at[0] + outline * np.cos(turns), at[1] + outline * np.sin(turns)], 1)
+    return points.round().astype(np.int32)
+
+
+def _large_area(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Mask of a large convex area around a point."""
+    size = min(image.shape[:2])
+    points = (np.array(at) + rng.normal(0, 0.12, (8, 2)) * size).round().astype(np.int32)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(points), 255)
+    return mask
 
 
 def scratch(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -85,11 +142,7 @@ def stain(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> t
     """Irregular blot of another tone through which the surface shows."""
     size = min(image.shape[:2])
     mask = np.zeros(image.shape[:2], np.uint8)
-    radius = rng.uniform(0.04, 0.14) * size
-    turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    outline = radius * rng.uniform(0.5, 1.2, 12)
-    points = np.stack([at[0] + outline * np.cos(turns), at[1] + outline * np.sin(turns)], 1).round().astype(np.int32)
-    cv2.fillPoly(mask, [points], 255)
+    cv2.fillPoly(mask, [_blot(at, rng.uniform(0.04, 0.14) * size, rng)], 255)
     shade = rng.uniform(0, 255, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(0, 255))
     weight = rng.uniform(0.2, 0.5)
     return image * (1 - weight) + shade * weight, mask
@@ -136,25 +189,117 @@ def shade(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> t
 
 def rough(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Large area rougher or smoother than the rest: worn, frayed or smeared."""
-    size = min(image.shape[:2])
-    points = (np.array(at) + rng.normal(0, 0.12, (8, 2)) * size).round().astype(np.int32)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    cv2.fillConvexPoly(mask, cv2.convexHull(points), 255)
-    smooth = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.006, 0.02)) * size)
+    mask = _large_area(image, at, rng)
+    smooth = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.006, 0.02)) * min(image.shape[:2]))
     gain = rng.choice([rng.uniform(-1, -0.8), rng.uniform(1.5, 4)])
     return image + gain * (image - smooth), mask
 
 
-KINDS: dict[str, Defect] = {
-    "scratch": scratch,
-    "crack": crack,
-    "spot": spot,
-    "stain": stain,
-    "dent": dent,
-    "missing": missing,
-    "shade": shade,
-    "rough": rough,
+def ribbed(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Large area with fine ribs, as a worn tool or a fabric leaves them."""
+    height, width = image.shape[:2]
+    mask = _large_area(image, at, rng)
+    angle, period = rng.uniform(0, np.pi), max(rng.uniform(0.02, 0.05) * min(height, width), 3)
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    waves = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / period)
+    return image + rng.uniform(30, 60) * waves[..., None], mask
+
+
+def gone(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Large piece broken off: the background, or on a surface the tone of its border, is seen instead."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [_blot(at, rng.uniform(0.08, 0.22) * size, rng)], 255)
+    border = np.concatenate([image[:2].reshape(-1, 3), image[-2:].reshape(-1, 3), image[:, 0], image[:, -1]])
+    fine = np.abs(image - cv2.GaussianBlur(image, (0, 0), 2))
+    grain = rng.normal(0, 1.5 * float(np.median(fine)), (*image.shape[:2], 1))
+    return np.median(border, axis=0) + grain, mask
+
+
+def wrong(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Piece replaced by one of another place, turned and larger or smaller: a wrong part."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    corners = cv2.boxPoints((at, (rng.uniform(0.1, 0.35, 2) * size).tolist(), float(rng.uniform(0, 90))))
+    cv2.fillPoly(mask, [corners.round().astype(np.int32)], 255)
+    zoom = rng.choice([rng.uniform(0.5, 0.7), rng.uniform(1.5, 2.2)])
+    matrix = cv2.getRotationMatrix2D(at, float(rng.uniform(60, 300)), float(zoom))
+    matrix[:, 2] += rng.uniform(-0.1, 0.1, 2) * size
+    return _warp(image, matrix), mask
+
+
+def moved(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Piece that has moved aside, with a hole filled in where it was."""
+    size = min(image.shape[:2])
+    radius, angle = rng.uniform(0.04, 0.11) * size, rng.uniform(0, 2 * np.pi)
+    shift = (np.array([np.cos(angle), np.sin(angle)]) * radius * rng.uniform(0.6, 1.2)).round()
+    hole, piece = np.zeros((2, *image.shape[:2]), np.uint8)
+    outline = _blot(at, radius, rng)
+    cv2.fillPoly(hole, [outline], 255)
+    cv2.fillPoly(piece, [outline + shift.astype(np.int32)], 255)
+    empty = cv2.inpaint(image.astype(np.uint8), hole, 3, cv2.INPAINT_TELEA).astype(np.float64)
+    shifted = _warp(image, np.array([[1, 0, shift[0]], [0, 1, shift[1]]]))
+    return np.where(piece[..., None] > 0, shifted, empty), hole | piece
+
+
+def slipped(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Everything on one side of a line has slipped along it, up to the whole lower half."""
+    height, width = image.shape[:2]
+    angle = rng.uniform(0, 2 * np.pi)
+    shift = rng.choice([-1, 1]) * rng.uniform(0.03, 0.1) * min(height, width)
+    columns, rows = np.meshgrid(np.arange(width) - at[0], np.arange(height) - at[1])
+    beyond = rows * np.cos(angle) - columns * np.sin(angle) > 0
+    matrix = np.array([[1, 0, shift * np.cos(angle)], [0, 1, shift * np.sin(angle)]])
+    return np.where(beyond[..., None], _warp(image, matrix), image), beyond.astype(np.uint8) * 255
+
+
+def tint(image: np.ndarray, at: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Another colour of the same lightness, which keeps the structure; on grey images darker or brighter."""
+    size = min(image.shape[:2])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    axes = (rng.uniform(0.06, 0.22, 2) * size).round().astype(int).clip(1)
+    cv2.ellipse(mask, at, axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 255, -1)
+    angle, chroma = rng.uniform(0, 2 * np.pi), rng.uniform(20, 45)
+    if _is_grey(image):
+        # A power keeps black and white, and the structure between them.
+        return 255 * (image / 255) ** rng.choice([rng.uniform(0.55, 0.75), rng.uniform(1.4, 2)]), mask
+    lab = cv2.cvtColor((image / 255).astype(np.float32), cv2.COLOR_BGR2LAB)
+    lab[..., 1:] += chroma * np.array([np.cos(angle), np.sin(angle)])
+    return 255.0 * cv2.cvtColor(lab, cv2.COLOR_LAB2BGR).astype(np.float64), mask
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Move an image by a matrix of shape ``(2, 3)``; its border continues outside of it."""
+    size = image.shape[1::-1]
+    return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _is_grey(image: np.ndarray) -> bool:
+    """Whether a camera without colours took an image with values in [0, 255]."""
+    return bool(is_grey(_as_tensor(image)))
+
+
+def _as_tensor(image: np.ndarray) -> torch.Tensor:
+    """Tensor of shape ``(1, 3, H, W)`` with values in [0, 1] of an image with values in [0, 255]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+FAMILIES: dict[str, dict[str, Defect]] = {
+    "line": {"scratch": scratch, "crack": crack},
+    "blob": {"spot": spot, "stain": stain},
+    "texture": {"rough": rough, "ribbed": ribbed},
+    "missing": {"missing": missing, "gone": gone},
+    "wrong part": {"wrong": wrong},
+    "displacement": {"slipped": slipped, "moved": moved, "dent": dent},
+    "colour": {"tint": tint},
+    "shading": {"shade": shade},
 }
+KINDS: dict[str, Defect] = {kind: defect for kinds in FAMILIES.values() for kind, defect in kinds.items()}
+FAMILY_OF: dict[str, str] = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+# Pieces differ only in places: a whole annotation has few gaps, and these may be hidden on a plain surface.
+PIECES = frozenset({"wrong", "moved", "slipped"})
+# They may end up next to the object.
+DISPLACED = frozenset({"moved", "slipped"})
 
 
 def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
@@ -169,23 +314,47 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
         tuple[np.ndarray, np.ndarray] | None: Image and mask (0 and 255) of the pixels that really changed; ``None``
         if the defect is hardly visible.
     """
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    foreground = find_foreground(tensor).mask[0, 0].numpy()
-    rows, columns = np.nonzero(foreground)
+    foreground = find_foreground(_as_tensor(image))
+    on_object = allowed = foreground.mask[0, 0].numpy()
+    rows, columns = np.nonzero(allowed)
     index = int(rng.integers(len(rows)))
     changed, mask = KINDS[kind](image.astype(np.float64), (int(columns[index]), int(rows[index])), rng)
-    if bool(is_grey(tensor)):
+    if _is_grey(image):
         # A grey camera sees no coloured defects.
         changed = changed.mean(axis=2, keepdims=True)
-    mask[~foreground] = 0
+    if (mask[on_object] > 0).mean() > MAX_COVERED:
+        return None
+    if kind in DISPLACED and not foreground.is_surface:
+        after = find_foreground(_as_tensor(np.broadcast_to(changed, image.shape)))
+        allowed = allowed if after.is_surface else allowed | after.mask[0, 0].numpy()
+    mask[~allowed] = 0
     soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None] / 255
     result = (image * (1 - soft) + changed * soft).round().clip(0, 255).astype(np.uint8)
     change = np.abs(result.astype(int) - image).max(axis=2)
     differs = change > CHANGE_THRESHOLD
-    mask = cv2.morphologyEx((differs & (soft[..., 0] > 0.3)).astype(np.uint8) * 255, cv2.MORPH_CLOSE, np.ones((3, 3)))
-    enough = max(2e-4 * mask.size, 0.6 * (soft > 0.3).sum())
+    gap = _disc(GAP * min(mask.shape)) if kind in PIECES else np.ones((3, 3), np.uint8)
+    mask = cv2.morphologyEx((differs & (soft[..., 0] > 0.3)).astype(np.uint8) * 255, cv2.MORPH_CLOSE, gap)
+    visible = 0 if kind in PIECES else MIN_VISIBLE * (soft > 0.3).sum()
+    enough = max((10 if kind in PIECES else 1) * MIN_AREA * mask.size, visible)
     is_visible = (mask > 0).sum() >= enough and change[mask > 0].mean() >= MIN_CONTRAST
     return (result, mask) if is_visible else None
+
+
+def _disc(diameter: float) -> np.ndarray:
+    """Disc with a side of an odd number of pixels, at least 3, to close gaps in masks with."""
+    side = max(3, 2 * round(diameter / 2) + 1)
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def _next_kinds(turn: int) -> list[str]:
+    """Kinds in the order in which they are tried: those of the family whose turn it is, then the next family's."""
+    names = list(FAMILIES)
+    order = []
+    for offset in range(len(names)):
+        kinds = list(FAMILIES[names[(turn + offset) % len(names)]])
+        first = turn // len(names) % len(kinds)
+        order += kinds[first:] + kinds[:first]
+    return order
 
 
 def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, visibility: float = 1.0) -> None:
@@ -209,7 +378,6 @@ def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, v
     for name in ("good", "defect", "mask"):
         (partial / name).mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    names = list(KINDS)
     count = 0
     for index, path in enumerate(held_out):
         image = cv2.imread(path, cv2.IMREAD_COLOR)
@@ -219,7 +387,7 @@ def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, v
         cv2.imwrite(str(partial / "good" / f"{index:03d}.png"), image)
         for _ in range(DEFECTS_PER_IMAGE):
             # If a kind is not visible, such as a dent of a plain surface, the next one takes its place.
-            kinds = [names[(count + turn // ATTEMPTS) % len(names)] for turn in range(ATTEMPTS * len(names))]
+            kinds = itertools.chain.from_iterable([kind] * ATTEMPTS for kind in _next_kinds(count))
             found = next(((kind, drawn) for kind in kinds if (drawn := draw(image, kind, rng)) is not None), None)
             if found is None:
                 msg = f"No defect is visible on {path}: it is flat, or almost nothing of it is foreground."
