@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--weights-dir", type=Path | None, default=None, help="Weights of curve.py.")
     parser.add_argument("--pose", type=bool, default=False, help="Compare parts as they lie and turned.")
     parser.add_argument("--known", type=Path | None, default=None, help="Table of curve.py with the test results.")
+    parser.add_argument("--variants", nargs="+", default=[], help="Only these, such as step600. By default all.")
     parser.add_argument("--images", type=int, default=32, help="Held-out normal images to draw on.")
     options = parser.parse_args()
     quiet: dict[str, Any] = {"enable_model_summary": False, "enable_progress_bar": False}
@@ -227,6 +228,8 @@ def main() -> None:
                     loaders |= snapshots(weights, options.data_root, category, seed)
                 for variant, load in loaders.items():
                     key = {"variant": variant, "category": category, "seed": seed}
+                    if options.variants and variant not in options.variants:
+                        continue
                     if has_row(options.output, **key):
                         continue
                     metrics, families = measure_families(load(), folder, default_root_dir=work_dir, **quiet)
