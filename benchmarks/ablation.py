@@ -6,10 +6,11 @@
 Example:
     python benchmarks/ablation.py --categories bottle screw magnetic_tile --seeds 1 --budget short
 
-Each cell is a row of the output. Existing rows are skipped, so an interrupted table resumes where it stopped. Three
+Each cell is a row of the output. Existing rows are skipped, so an interrupted table resumes where it stopped. Four
 files are written: ``ablation.csv`` with the test set; ``ablation_validation.csv`` with the validation set of drawn
-defects (see ``validation.py``), which settings are chosen by; and ``ablation_faint.csv`` with the same defects at a
-third of their visibility, which also separates variants that find all the plain ones. Budgets:
+defects (see ``validation.py``), which settings are chosen by; ``ablation_faint.csv`` with the same defects at a third
+of their visibility, which also separates variants that find all the plain ones; and ``ablation_families.csv`` with both
+by family of defects, the worst of which decides (see ``rule.py``). Budgets:
 
 - short: 128 px, 300 detector steps of 8, a DDPM of 800 steps of 8, a bank of 160; trained on four fifths of the normal
   images, the rest is for validation. It measures neither textures of 256 px images nor what a long training memorises.
@@ -19,7 +20,8 @@ third of their visibility, which also separates variants that find all the plain
 - full: the shipped defaults on all normal images; without a validation set, so nothing can be chosen by it.
 
 ``seconds`` is the detector's training alone: DDPMs and banks come from a cache that the cells share. At the end the
-script prints the mean gain of each variant over the first one, with its standard error.
+script prints the mean gain of each variant over the first one, with its standard error, and ranks variants by their
+worst family.
 """
 
 import gc
@@ -34,11 +36,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from anomalib.data import Folder, MVTecAD
-from anomalib.data.utils import ValSplitMode
+from anomalib.data import MVTecAD
 from common import (
     METRICS,
     append_row,
+    append_rows,
     commit,
     has_row,
     make_mvtec,
@@ -50,6 +52,7 @@ from common import (
     read_table,
 )
 from lightning.pytorch import seed_everything
+from rule import measure_families, rank
 from validation import split, write_validation_set
 
 from anomalib_ddpm_st import DdpmSt
@@ -164,7 +167,7 @@ def make_datamodule(
         category_dir = (data_root / category).resolve()
         _, held_out = split([str(path) for path in (category_dir / "train" / "good").iterdir()])
         # A copy, since a datamodule reads its folder again at every setup and follows no links out of it.
-        data_root = cache_dir / "data"
+        data_root = cache_dir / "whole_parts"
         if not (data_root / category).exists():
             partial = data_root / f"{category}.partial"
             shutil.copytree(
@@ -177,21 +180,6 @@ def make_datamodule(
     return make_mvtec(data_root, category, batch_size, eval_batch_size=16, num_workers=0), held_out
 
 
-def validation_datamodule(folder: Path) -> Folder:
-    """Datamodule whose test set is the validation set of drawn defects."""
-    return Folder(
-        name="validation",
-        root=folder,
-        normal_dir="good",
-        normal_test_dir="good",
-        abnormal_dir="defect",
-        mask_dir="mask",
-        eval_batch_size=16,
-        num_workers=0,
-        val_split_mode=ValSplitMode.NONE,
-    )
-
-
 def run_cell(
     variant: Variant,
     category: str,
@@ -202,7 +190,7 @@ def run_cell(
     teacher_weights: str | None,
     precision: str = "32-true",
     batch_size: int = 8,
-) -> tuple[float, dict[str, dict[str, float]]]:
+) -> tuple[float, dict[str, dict[str, float]], pd.DataFrame]:
     """Train one variant and measure it.
 
     Args:
@@ -217,7 +205,8 @@ def run_cell(
         batch_size (int): Images per training step. Defaults to ``8``.
 
     Returns:
-        tuple[float, dict[str, dict[str, float]]]: Seconds of the detector's training, and metrics in percent by set.
+        tuple[float, dict[str, dict[str, float]], pd.DataFrame]: Seconds of the detector's training, metrics in percent
+        by set, and rows of each family by validation set, none at the full budget.
     """
     seed_everything(seed, verbose=False)
     datamodule, held_out = make_datamodule(data_root, category, budget, batch_size, cache_dir)
@@ -231,6 +220,7 @@ def run_cell(
         **SETTINGS[budget],
     )
     results: dict[str, dict[str, float]] = {}
+    families = [pd.DataFrame()]
     with tempfile.TemporaryDirectory() as work_dir:
         quiet: dict[str, Any] = {
             "default_root_dir": work_dir,
@@ -239,17 +229,16 @@ def run_cell(
         }
         engine = make_training_engine(precision, **quiet)
         engine.fit(model, datamodule=datamodule)
-        sets: dict[str, MVTecAD | Folder] = {"test": datamodule}
+        results["test"] = measure(model, datamodule, verbose=False, **quiet)
         for name, visibility in VALIDATION_SETS.items() if held_out else ():
-            folder = cache_dir / f"{name}-{category}"
+            folder = cache_dir / f"families_{name}-{category}"
             write_validation_set(held_out, folder, visibility=visibility)
-            sets[name] = validation_datamodule(folder)
-        for name, data in sets.items():
-            results[name] = measure(model, data, verbose=False, **quiet)
+            results[name], table = measure_families(model, folder, **quiet)
+            families.append(table.assign(set=name))
     seconds = model.stage_seconds["detector"]
     del model, engine
     gc.collect()
-    return seconds, results
+    return seconds, results, pd.concat(families)
 
 
 def gains(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -281,11 +270,12 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     outputs = {name: options.output.with_stem(f"{options.output.stem}_{name}") for name in VALIDATION_SETS}
+    by_family = options.output.with_stem(f"{options.output.stem}_families")
     for variant, seed, category in itertools.product(options.variants, options.seeds, options.categories):
         key = {"variant": variant, "category": category, "seed": seed, "budget": options.budget}
         if has_row(options.output, **key):
             continue
-        seconds, results = run_cell(
+        seconds, results, families = run_cell(
             VARIANTS[variant],
             category,
             seed,
@@ -296,17 +286,40 @@ def main() -> None:
             options.precision,
         )
         cell = {**key, "commit": commit(), "seconds": round(seconds, 1)}
+        if len(families) and not has_row(by_family, **key):
+            append_rows(by_family, [{**key, "commit": cell["commit"], **row} for row in families.to_dict("records")])
         # The test row comes last: it marks the cell as finished.
         for name, path in {**outputs, "test": options.output}.items():
             if name in results and not has_row(path, **key):
                 append_row(path, {**cell, **results[name]})
         logger.warning("%s, %s, seed %d: %s", variant, category, seed, results)
-    for path in (options.output, *outputs.values()):
+    if len(options.variants) > 1:
+        report(options.variants, options.budget, [options.output, *outputs.values()], by_family)
+
+
+def report(variants: list[str], budget: Budget, tables: list[Path], by_family: Path) -> None:
+    """Print the gains over the first variant, and the ranks by the worst family.
+
+    Args:
+        variants (list[str]): Labels of the variants.
+        budget (Budget): Budget of the rows.
+        tables (list[Path]): Tables of all sets.
+        by_family (Path): Table of the families.
+    """
+
+    def read(path: Path) -> pd.DataFrame:
         table = read_table(path)
-        if path.exists() and len(options.variants) > 1:
-            chosen = table[table["variant"].isin(options.variants) & (table["budget"] == options.budget)]
-            baseline = options.variants[0]
-            logger.warning("%s, gains over %s:\n%s", path.stem, baseline, gains(chosen, baseline).round(2).to_string())
+        return table[table["variant"].isin(variants) & (table["budget"] == budget)] if len(table) else table
+
+    for path in tables:
+        rows = read(path)
+        if len(rows):
+            gained = gains(rows, variants[0]).round(2).to_string()
+            logger.warning("%s, gains over %s:\n%s", path.stem, variants[0], gained)
+    rows = read(by_family)
+    for name in VALIDATION_SETS if len(rows) else ():
+        ranked = rank(rows[rows["set"] == name]).round(1).to_string()
+        logger.warning("%s, %s, ranked by the worst family:\n%s", by_family.stem, name, ranked)
 
 
 if __name__ == "__main__":

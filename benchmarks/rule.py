@@ -195,12 +195,12 @@ def compare_with_known(ranked: pd.DataFrame, known: pd.DataFrame) -> pd.DataFram
 
     Args:
         ranked (pd.DataFrame): Result of :func:`rank` with variants such as ``step600``.
-        known (pd.DataFrame): Rows of ``curve.py``.
+        known (pd.DataFrame): Rows of ``curve.py``, of the same data sets and seeds.
 
     Returns:
         pd.DataFrame: The ranking with the columns ``test_image_AUROC``, ``test_pixel_AUPR`` and their mean ``test``.
     """
-    results = known.set_index("step" + known["step"].astype(str))[list(FAMILY_METRICS)]
+    results = known.groupby("step" + known["step"].astype(str))[list(FAMILY_METRICS)].mean()
     results["value"] = results.mean(axis=1)
     return ranked.join(results.add_prefix("test_"))
 
@@ -239,7 +239,9 @@ def main() -> None:
                     )
     ranked = rank(read_table(options.output))
     if options.known is not None:
-        ranked = compare_with_known(ranked, read_table(options.known))
+        known = read_table(options.known)
+        known = known[known["category"].isin(options.categories) & known["seed"].isin(options.seeds)]
+        ranked = compare_with_known(ranked, known)
     logger.warning("The best first:\n%s", ranked.round(1).to_string())
 
 

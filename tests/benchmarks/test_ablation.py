@@ -24,10 +24,10 @@ from ablation import (
     make_datamodule,
     run_cell,
     segmentation_alone,
-    validation_datamodule,
 )
 from common import METRICS, merge, read_table
 from lightning.pytorch.trainer.states import TrainerFn
+from rule import FAMILY_METRICS, validation_datamodule
 from validation import write_validation_set
 
 from anomalib_ddpm_st import BankConfig, DdpmSt, DefectConfig, DiffusionConfig
@@ -181,10 +181,13 @@ def test_cell(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ablation, "SHORT_SIZE", (32, 32))
     monkeypatch.setitem(SETTINGS, "short", {"training_steps": 1, "top_k": 5})
     variant = Variant({"defects": {"source": "self_texture"}, "pre_trained": False}, segmentation_alone)
-    seconds, results = run_cell(variant, "bottle", 1, "short", data_root, tmp_path / "cache", None)
+    seconds, results, families = run_cell(variant, "bottle", 1, "short", data_root, tmp_path / "cache", None)
     assert seconds > 0
     assert list(results) == ["test", "validation", "faint"]
     assert all(0 <= metrics[name] <= 100 for metrics in results.values() for name in METRICS)
+    assert set(families["set"]) == {"validation", "faint"}
+    assert families.groupby("set")["images"].sum().tolist() == [10, 10]
+    assert families[list(FAMILY_METRICS)].map(lambda value: 0 <= value <= 100).all(axis=None)
 
 
 def test_gains() -> None:
@@ -216,16 +219,20 @@ def test_table_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         category: str,
         seed: int,
         *rest: Any,  # noqa: ANN401
-    ) -> tuple[float, dict[str, dict[str, float]]]:
+    ) -> tuple[float, dict[str, dict[str, float]], pd.DataFrame]:
         if category in broken:
             raise KeyboardInterrupt
         ran.append((category, seed, variant, *rest))
         count = len(ran)
-        return 12.34, {
-            "test": {"pixel_AUROC": 90.0 + count},
-            "validation": {"pixel_AUROC": 80.0 + count},
-            "faint": {"pixel_AUROC": 70.0 + count},
-        }
+        return (
+            12.34,
+            {
+                "test": {"pixel_AUROC": 90.0 + count},
+                "validation": {"pixel_AUROC": 80.0 + count},
+                "faint": {"pixel_AUROC": 70.0 + count},
+            },
+            pd.DataFrame([{"set": name, "family": "line", "pixel_AUPR": count} for name in ("validation", "faint")]),
+        )
 
     monkeypatch.setattr(ablation, "run_cell", run_cell)
     monkeypatch.setattr(ablation, "commit", lambda: "abc")
@@ -250,3 +257,10 @@ def test_table_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     for name in ("validation", "faint"):
         assert read_table(tmp_path / f"table_{name}.csv")[key].equals(rows[key])
+    families = read_table(tmp_path / "table_families.csv")
+    assert families[["category", "set", "pixel_AUPR"]].to_numpy().tolist() == [
+        ["bottle", "validation", 1],
+        ["bottle", "faint", 1],
+        ["screw", "validation", 2],
+        ["screw", "faint", 2],
+    ]

@@ -3,6 +3,7 @@
 
 """Tests of the validation set of drawn defects."""
 
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,19 @@ import cv2
 import numpy as np
 import pytest
 import validation
-from validation import CHANGE_THRESHOLD, KINDS, MIN_CONTRAST, draw, split, write_validation_set
+from validation import (
+    CHANGE_THRESHOLD,
+    DEFECTS_PER_IMAGE,
+    DISPLACED,
+    FAMILIES,
+    FAMILY_OF,
+    KINDS,
+    MIN_CONTRAST,
+    draw,
+    split,
+    whole_parts,
+    write_validation_set,
+)
 
 SIZE = 96
 
@@ -65,6 +78,24 @@ def test_split() -> None:
     assert split(paths) == (train, held_out)
 
 
+def test_images_of_one_part_stay_together() -> None:
+    """Photographs of a tile in several exposures, whose numbers follow each other, are on one side."""
+    numbers = {"exp5": (100, 900, 5000, 7000, 9000, 9500), "exp1": (40, 1020, 4870, 9100), "exp6": (190, 8000)}
+    paths = [f"good/{series}_num_{number}.png" for series, values in numbers.items() for number in values]
+    parts = whole_parts(paths)
+    found = [[int(Path(path).stem.rpartition("_")[2]) for path in part] for part in parts]
+    assert found == [[40, 100, 190], [900, 1020], [4870, 5000], [7000], [8000], [9000, 9100], [9500]]
+    train, held_out = split(paths)
+    assert set(held_out) == {*parts[0], *parts[5]}
+    assert sorted(train + held_out) == sorted(paths)
+    assert split(paths[::-1]) == (train, held_out)
+
+
+def test_numbers_alone_are_no_series() -> None:
+    """Images that are merely numbered count as parts of their own."""
+    assert whole_parts(["001.png", "000.png", "part_num_7.png"]) == [["000.png"], ["001.png"], ["part_num_7.png"]]
+
+
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (5, 1), (6, 2), (209, 42)])
 def test_number_of_images_held_out(count: int, expected: int) -> None:
     """No image is lost and none is on both sides."""
@@ -108,7 +139,7 @@ def test_mask_is_what_changed(kind: str, make: Any, monkeypatch: pytest.MonkeyPa
         assert set(np.unique(mask)) == {0, 255}
         change = np.abs(defect.astype(int) - image).max(axis=2)
         outline = drawn[-1] > 0
-        if make is part:
+        if make is part and kind not in DISPLACED:
             object_area = np.zeros_like(outline)
             object_area[28:72, 20:80] = True
             outline &= grow(object_area, 3)
@@ -116,7 +147,8 @@ def test_mask_is_what_changed(kind: str, make: Any, monkeypatch: pytest.MonkeyPa
         assert not change[~grow(outline, 2)].any()
         assert not (mask[~grow(outline, 2)] > 0).any()
         # Within, what changed is marked, and what is marked changed or closes a hole between pixels that did.
-        inside = ~grow(~outline, 2)
+        inside = grow(mask, 0) if kind in DISPLACED else ~grow(~outline, 2)
+        assert not (change > CHANGE_THRESHOLD)[~grow(mask, 2)].any()
         assert (mask[inside & (change > CHANGE_THRESHOLD)] == 255).all()
         assert not ((mask > 0) & ~grow(change > CHANGE_THRESHOLD, 1)).any()
         assert change[mask > 0].mean() >= MIN_CONTRAST
@@ -159,6 +191,85 @@ def test_what_cannot_be_seen_is_not_drawn(kind: str) -> None:
     assert all(draw(image, kind, rng) is None for _ in range(10))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_seed_decides_on_each_kind(kind: str) -> None:
+    """The same seed draws the same defect, another one another."""
+
+    def first_visible(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        results = (draw(surface(), kind, rng) for _ in range(100))
+        return next(result for result in results if result is not None)
+
+    first, second, other = (first_visible(seed) for seed in (1, 1, 2))
+    assert all(starmap(np.array_equal, zip(first, second, strict=True)))
+    assert not np.array_equal(first[0], other[0])
+
+
+def drawn_on(kind: str, image: np.ndarray, count: int = 16) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Changes of shape ``(H, W, 3)`` and boolean masks of visible defects."""
+    rng = np.random.default_rng(5)
+    results = [draw(image, kind, rng) for _ in range(count)]
+    return [(result[0].astype(int) - image, result[1] > 0) for result in results if result is not None]
+
+
+def test_families_differ_in_size() -> None:
+    """There are thin lines, small spots, areas and more than a quarter of the image."""
+    image = surface()
+    areas = {kind: np.median([mask.mean() for _, mask in drawn_on(kind, image)]) for kind in KINDS}
+    assert max(areas["scratch"], areas["crack"], areas["spot"]) < 0.01
+    assert min(areas["tint"], areas["shade"], areas["gone"], areas["ribbed"]) > 0.02
+    assert max(mask.mean() for _, mask in drawn_on("slipped", image)) > 0.25
+    widths = {
+        kind: np.median([cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3).max() for _, mask in found])
+        for kind, found in ((kind, drawn_on(kind, image)) for kind in ("scratch", "spot", "shade"))
+    }
+    assert widths["scratch"] < widths["spot"] < widths["shade"]
+
+
+def test_colour_keeps_lightness_and_structure() -> None:
+    """Colour images change in colour alone, grey ones in tone."""
+    image = surface()
+    lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB).astype(int)
+    for change, mask in drawn_on("tint", image):
+        after = cv2.cvtColor((image + change).astype(np.uint8), cv2.COLOR_BGR2LAB).astype(int)
+        difference = np.abs(after - lab)[mask].mean(axis=0)
+        assert difference[1:].max() > 4 * difference[0]
+    grey = surface(colour=False)
+    for change, mask in drawn_on("tint", grey):
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        before, after = grey[inner][:, 0].astype(float), (grey + change)[inner][:, 0]
+        assert np.corrcoef(before, after)[0, 1] > 0.95
+
+
+def test_shading_has_no_edge() -> None:
+    """Neighbouring pixels change nearly alike, unlike those at the edge of a spot."""
+    image = np.full((SIZE, SIZE, 3), 120, np.uint8)
+    steps = {
+        kind: np.median([np.abs(np.diff(change[..., 0], axis=0)).max() for change, _ in drawn_on(kind, image)])
+        for kind in ("shade", "spot")
+    }
+    assert 4 * steps["shade"] < steps["spot"]
+
+
+def test_gone_shows_the_background() -> None:
+    """In place of a missing piece of a part its background is seen."""
+    for change, mask in drawn_on("gone", part()):
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        if inner.any():
+            assert abs((part() + change)[inner].mean() - 245) < 5
+
+
+def test_moved_piece_is_found_elsewhere() -> None:
+    """Half of the image has the pixels of a place along the cut; a whole part elsewhere is no defect."""
+    image = part()
+    found = drawn_on("slipped", image, 40)
+    assert len(found) >= 10
+    object_area = np.zeros((SIZE, SIZE), bool)
+    object_area[28:72, 20:80] = True
+    assert all(mask[object_area].mean() < 0.9 for _, mask in found)
+    assert any(mask[~grow(object_area, 2)].any() for _, mask in found)
+
+
 def test_faint_defects_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither too faint nor hardly changing anything of what was drawn: each is on one side of its limit."""
     image = surface()
@@ -181,16 +292,18 @@ def test_faint_defects_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defects_are_on_the_object() -> None:
-    """Nothing is drawn on the background, and defects are not all in one place."""
+    """Nothing is drawn on the background but what has moved there, and defects are not all in one place."""
     rng = np.random.default_rng(4)
     background = np.ones((SIZE, SIZE), bool)
     background[24:76, 16:84] = False
     centres = set()
-    for attempt in range(60):
-        result = draw(part(), list(KINDS)[attempt % len(KINDS)], rng)
+    for attempt in range(100):
+        kind = list(KINDS)[attempt % len(KINDS)]
+        result = draw(part(), kind, rng)
         if result is not None:
-            assert np.array_equal(result[0][background], part()[background])
-            assert not result[1][background].any()
+            changes = not np.array_equal(result[0][background], part()[background])
+            assert changes == bool(result[1][background].any())
+            assert not changes or kind in DISPLACED
             centres.add(tuple(np.argwhere(result[1]).mean(axis=0).round().astype(int) // 8))
     assert len(centres) > 8
 
@@ -200,7 +313,7 @@ def test_defects_are_on_the_object() -> None:
 
 
 def test_write_validation_set(tmp_path: Path) -> None:
-    """One normal image and two defects of each image held out, with masks of the same name, kind after kind."""
+    """One normal image and five defects of each image held out, with masks of the same name, family after family."""
     images = [surface(seed) for seed in range(8)]
     folder = tmp_path / "set"
     write_validation_set(save_images(tmp_path / "images", images), folder)
@@ -208,11 +321,14 @@ def test_write_validation_set(tmp_path: Path) -> None:
     assert [path.name for path in sorted((folder / "good").iterdir())] == [f"{index:03d}.png" for index in range(8)]
     names = [path.name for path in sorted((folder / "defect").iterdir())]
     assert names == [path.name for path in sorted((folder / "mask").iterdir())]
-    assert names == [f"{index:03d}_{list(KINDS)[index % len(KINDS)]}.png" for index in range(16)]
+    kinds = [Path(name).stem.partition("_")[2] for name in names]
+    assert names == [f"{index:03d}_{kind}.png" for index, kind in enumerate(kinds)]
+    assert [FAMILY_OF[kind] for kind in kinds] == 5 * list(FAMILIES)
+    assert set(kinds) == set(KINDS)
     for index, image in enumerate(images):
         good = cv2.imread(str(folder / "good" / f"{index:03d}.png"))
         assert np.array_equal(good, image)
-        for name in names[2 * index : 2 * index + 2]:
+        for name in names[DEFECTS_PER_IMAGE * index : DEFECTS_PER_IMAGE * (index + 1)]:
             defect = cv2.imread(str(folder / "defect" / name))
             mask = cv2.imread(str(folder / "mask" / name), cv2.IMREAD_UNCHANGED)
             assert mask.shape == image.shape[:2]
@@ -222,12 +338,21 @@ def test_write_validation_set(tmp_path: Path) -> None:
             assert change[mask == 255].mean() > 4 * change[mask == 0].mean()
 
 
+def test_family_of_every_kind() -> None:
+    """Eight families, and each kind in one of them."""
+    assert len(FAMILIES) == 8
+    assert sum(len(kinds) for kinds in FAMILIES.values()) == len(KINDS) == len(FAMILY_OF)
+    # Otherwise some family would not be drawn on some images.
+    assert np.gcd(DEFECTS_PER_IMAGE, len(FAMILIES)) == 1
+
+
 def test_next_kind_in_place_of_one_that_cannot_be_seen(tmp_path: Path) -> None:
     """Plain surfaces get the same number of defects, of the kinds that show on them."""
     images = [np.full((SIZE, SIZE, 3), 100 + 10 * index, np.uint8) for index in range(3)]
     write_validation_set(save_images(tmp_path / "images", images), tmp_path / "set")
     names = [path.stem for path in sorted((tmp_path / "set" / "defect").iterdir())]
-    kinds = ["scratch", "crack", "spot", "stain", "shade", "shade"]
+    kinds = ["scratch", "spot", "ribbed", *3 * ["tint"], "tint", "shade"]
+    kinds += ["crack", "stain", "ribbed", *4 * ["tint"]]
     assert names == [f"{index:03d}_{kind}" for index, kind in enumerate(kinds)]
 
 
@@ -253,7 +378,9 @@ def test_faint_defects_are_the_same_with_less_change(tmp_path: Path) -> None:
     for name in plain:
         assert (plain[name] == faint[name]) == (not name.startswith("defect"))
     for path in (tmp_path / "plain" / "defect").iterdir():
-        normal = cv2.imread(str(tmp_path / "plain" / "good" / f"{int(path.name[:3]) // 2:03d}.png")).astype(int)
+        normal = cv2.imread(
+            str(tmp_path / "plain" / "good" / f"{int(path.name[:3]) // DEFECTS_PER_IMAGE:03d}.png")
+        ).astype(int)
         full, part = (cv2.imread(str(tmp_path / name / "defect" / path.name)) - normal for name in ("plain", "faint"))
         assert np.abs(part - 0.35 * full).max() <= 0.5 + 1e-6
 
