@@ -281,7 +281,7 @@ def _is_grey(image: np.ndarray) -> bool:
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
     """Tensor of shape ``(1, 3, H, W)`` with values in [0, 1] of an image with values in [0, 255]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    return torch.tensor(image).permute(2, 0, 1)[None].float() / 255
 
 
 FAMILIES: dict[str, dict[str, Defect]] = {

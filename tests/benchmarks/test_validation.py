@@ -301,9 +301,12 @@ def test_defects_are_on_the_object() -> None:
         kind = list(KINDS)[attempt % len(KINDS)]
         result = draw(part(), kind, rng)
         if result is not None:
-            changes = not np.array_equal(result[0][background], part()[background])
-            assert changes == bool(result[1][background].any())
-            assert not changes or kind in DISPLACED
+            change = np.abs(result[0].astype(int) - part()).max(axis=2)
+            if kind in DISPLACED:
+                assert change[background & ~grow(result[1], 2)].max() <= CHANGE_THRESHOLD
+            else:
+                assert not change[background].any()
+                assert not result[1][background].any()
             centres.add(tuple(np.argwhere(result[1]).mean(axis=0).round().astype(int) // 8))
     assert len(centres) > 8
 
