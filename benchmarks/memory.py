@@ -5,6 +5,8 @@
 
 Example:
     python benchmarks/memory.py --categories bottle screw magnetic_tile assembly
+    python benchmarks/memory.py --backbone vit_small_patch14_dinov2 --teacher-weights FILE --categories bottle \
+        --output benchmarks/results/teachers.csv
 
 The memory bank is filled from the normal images, with the weights of ``--position-weights`` for the position, and its
 map measured on the test images. ``chosen`` marks the weight that DdpmSt chooses from the normal images. The category
@@ -35,6 +37,7 @@ def run(
     category: str,
     seed: int,
     weights: list[float],
+    backbone: str,
     teacher_weights: str | None,
     folder: Path,
 ) -> list[dict[str, Any]]:
@@ -45,13 +48,14 @@ def run(
         category (str): Name of the category.
         seed (int): Seed of the memory bank.
         weights (list[float]): Weights of the position.
+        backbone (str): Name of the timm model.
         teacher_weights (str | None): Local weights, or ``None`` to download them.
         folder (Path): Folder for what the engine writes.
 
     Returns:
         list[dict[str, Any]]: Row of each weight.
     """
-    model = DdpmSt(evaluator=raw_evaluator(), post_processor=False, visualizer=False)
+    model = DdpmSt(backbone, evaluator=raw_evaluator(), post_processor=False, visualizer=False)
     model.model.teacher.load_weights(teacher_weights)
     model.model.component_weights = [0.0, 0.0, 1.0]
     datamodule = make_mvtec(data_root, category, num_workers=0)
@@ -71,6 +75,7 @@ def run(
         metrics = measure(model.eval(), datamodule, verbose=False, default_root_dir=folder, enable_progress_bar=False)
         rows.append({
             "category": category,
+            "backbone": backbone,
             "seed": seed,
             "position_weight": weight,
             "chosen": weight == chosen,
@@ -85,10 +90,11 @@ def main() -> None:
     categories = ["bottle", "screw", "magnetic_tile", NAME]
     parser = make_parser(__doc__, categories, "benchmarks/results/memory.csv")
     parser.add_argument("--position-weights", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0])
+    parser.add_argument("--backbone", default="resnet18")
     options = parser.parse_args()
     for category in options.categories:
         for seed in options.seeds:
-            if has_row(options.output, category=category, seed=seed):
+            if has_row(options.output, category=category, backbone=options.backbone, seed=seed):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 root = options.data_root
@@ -96,7 +102,7 @@ def main() -> None:
                     root = Path(folder)
                     write_assemblies(options.data_root, root)
                 weights = [float(weight) for weight in options.position_weights]
-                rows = run(root, category, seed, weights, options.teacher_weights, Path(folder))
+                rows = run(root, category, seed, weights, options.backbone, options.teacher_weights, Path(folder))
             for row in rows:
                 append_row(options.output, {**row, "commit": commit()})
                 logger.warning("%s", row)

@@ -146,7 +146,7 @@ def _check_weights(model: DetectorModule) -> Iterator[Exception]:
     if model.pre_trained and not bool(model.model.teacher.has_weights):
         try:
             model.model.teacher.load_weights()
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:
             yield error
     if model.diffusion_path is not None and model.defects.needs_bank:
         try:

@@ -82,7 +82,9 @@ class ExportMixin(Base):
                 msg = "The pre-processor does not bring images to one size: pass input_size, or train the model first."
                 raise ValueError(msg)
             input_size = self.item_size
-        return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
+        height, width = self._teacher_size(input_size)
+        with cast("Any", self.model).teacher.fixed_size(height, width):
+            return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
 
     @preserved_signal_stack()
     def to_openvino(
@@ -161,6 +163,14 @@ class ExportMixin(Base):
         if transform is None:
             return False
         return len({transform(torch.zeros(1, 3, *size)).shape for size in PROBE_SIZES}) == 1
+
+    def _teacher_size(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width of the images that the teacher sees in a model for an input size."""
+        images = torch.zeros(1, 3, *(input_size or PROBE_SIZES[0]), device=self.device)
+        if self.pre_processor is not None:
+            images = self.pre_processor(images)
+        height, width = cast("Any", self.model).align(images).shape[-2:]
+        return height, width
 
     def _resize(self, input_size: tuple[int, int] | None) -> PreProcessor | None:
         """What comes before the exported model, which contains the pre-processor.

@@ -53,9 +53,11 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
     learns to find the defects. Only the last stage is part of checkpoints and exported models.
 
     Args:
-        backbone (str): Name of the timm CNN that serves as teacher. Defaults to ``"resnet18"``.
-        layers (list[str] | None): Layers whose features are compared, from fine to coarse. ``None`` takes ``layer1``
-            to ``layer3``. Defaults to ``None``.
+        backbone (str): Name of the timm model that serves as teacher: a CNN, or a vision transformer that takes images
+            of any size. Defaults to ``"resnet18"``.
+        layers (list[str] | None): Layers whose features are compared, from fine to coarse. ``None`` takes the last ones
+            at 1/4, 1/8 and 1/16 of the resolution, ``layer1`` to ``layer3`` of a ResNet, or of a vision transformer
+            the blocks after a quarter, a half and three quarters of its depth. Defaults to ``None``.
         teacher_weights (str | None): Local file (.pth or .safetensors) with the weights of the backbone. ``None``
             downloads them from timm's hub when training starts. Defaults to ``None``.
         pre_trained (bool): Use pre-trained weights; ``False`` leaves the teacher random, for tests.
@@ -94,8 +96,8 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
 
     Raises:
         FileNotFoundError: If the file ``teacher_weights`` does not exist.
-        ValueError: If the backbone is unknown, weights do not fit, a setting is out of its range or the pre-processor
-            normalises.
+        ValueError: If the backbone is unknown or cannot serve, weights do not fit, a setting is out of its range or the
+            pre-processor normalises.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -149,7 +151,7 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         self.training_steps = training_steps
         self.learning_rate = learning_rate
 
-        self.model: DdpmStModel = build_model(backbone, layers or ("layer1", "layer2", "layer3"), memory_size, top_k)
+        self.model: DdpmStModel = build_model(backbone, layers or None, memory_size, top_k)
         if teacher_weights is not None:
             self.model.teacher.load_weights(teacher_weights)
         self.loss: DdpmStLoss = DdpmStLoss()

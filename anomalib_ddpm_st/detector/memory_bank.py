@@ -73,15 +73,18 @@ class MemoryBank(nn.Module):
     Args:
         dims (Sequence[int]): Number of channels of each level, from fine to coarse.
         size (int): Number of features of each level. Defaults to ``1024``.
+        one_resolution (bool): All levels have the same resolution, as those of a vision transformer, whose features
+            are taken as they are: each has seen the whole image. Defaults to ``False``.
 
     Raises:
         ValueError: If the size is not positive.
     """
 
-    def __init__(self, dims: Sequence[int], size: int = DEFAULT_SIZE) -> None:
+    def __init__(self, dims: Sequence[int], size: int = DEFAULT_SIZE, one_resolution: bool = False) -> None:
         super().__init__()
         check_integer("memory_size", size, 1)
         self.size = size
+        self.one_resolution = one_resolution
         self.scale: torch.Tensor
         self.register_buffer("scale", torch.zeros(len(dims)))
         self.position_weight: torch.Tensor
@@ -109,12 +112,16 @@ class MemoryBank(nn.Module):
     def describe(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Directions of features, averaged over 3 x 3 positions; the finest level at half its resolution.
 
+        Levels that all have one resolution are neither averaged nor halved.
+
         Args:
             features (Sequence[torch.Tensor]): Teacher's features of each level, of shape ``(B, C_l, h_l, w_l)``.
 
         Returns:
             list[torch.Tensor]: Unit vectors of shape ``(B, C_l, h, w)`` for each level.
         """
+        if self.one_resolution:
+            return [functional.normalize(level, dim=1) for level in features]
         return [
             functional.normalize(
                 functional.avg_pool2d(level, 3, 1 if index else 2, padding=1, count_include_pad=False),

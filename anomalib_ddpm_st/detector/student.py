@@ -63,15 +63,18 @@ class Student(nn.Module):
 
     Args:
         out_dims (Sequence[int]): Number of channels of each level, from fine to coarse.
+        one_resolution (bool): All levels have the same resolution, as those of a vision transformer: none is halved on
+            its way to the bottleneck. Defaults to ``False``.
     """
 
-    def __init__(self, out_dims: Sequence[int]) -> None:
+    def __init__(self, out_dims: Sequence[int], one_resolution: bool = False) -> None:
         super().__init__()
         fused = out_dims[-1]
         # Channels of each level on its way to the coarsest resolution: doubled at every halving but the first.
+        halvings = [0 if one_resolution else len(out_dims) - 1 - level for level in range(len(out_dims))]
         lateral_widths = [
-            [dim, *(min(dim * 2 ** (step - 1), fused) for step in range(1, len(out_dims) - level))]
-            for level, dim in enumerate(out_dims)
+            [dim, *(min(dim * 2**step, fused) for step in range(count))]
+            for dim, count in zip(out_dims, halvings, strict=True)
         ]
         self.lateral = nn.ModuleList(
             nn.Sequential(*(conv_block(before, after, stride=2) for before, after in pairwise(widths)))

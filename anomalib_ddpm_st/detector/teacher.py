@@ -3,17 +3,19 @@
 
 """Teacher: a frozen pre-trained backbone."""
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
-import timm
 import torch
-from anomalib.models.components.feature_extractors import TimmFeatureExtractor
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import nn
+
+from .extractor import FeatureExtractor
+from .layers import resize
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -55,71 +57,47 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(msg) from error
 
 
-def build_extractor(backbone: str, layers: Sequence[str], pre_trained: bool = False) -> TimmFeatureExtractor:
-    """Build a feature extractor and report clearly what is wrong with its name, its layers or the download.
+def match_names(state: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Rename tensors as timm's wrapper of a CNN does, which joins the first parts of some names by underscores.
 
     Args:
-        backbone (str): Name of a timm CNN.
-        layers (Sequence[str]): Names of the layers to take features from, from fine to coarse.
-        pre_trained (bool): Download the weights from timm's hub. Defaults to ``False``.
+        state (Mapping[str, torch.Tensor]): Tensors by the names of the whole backbone.
+        expected (Mapping[str, Any]): What the wrapper holds, by name.
 
     Returns:
-        TimmFeatureExtractor: Extractor.
-
-    Raises:
-        ConnectionError: If the weights could not be downloaded.
-        ValueError: If timm has no backbone of that name, or the backbone has no such layers.
+        dict[str, torch.Tensor]: Tensors by the names of the wrapper where it holds them, others as they are.
     """
-    if not timm.is_model(backbone):
-        similar = difflib.get_close_matches(backbone, timm.list_models(), n=5)
-        hint = f" Did you mean one of {', '.join(similar)}?" if similar else " timm.list_models() lists the names."
-        msg = f"timm has no backbone named '{backbone}'.{hint}"
-        raise ValueError(msg)
-    if "vit" in backbone.lower():
-        msg = f"The backbone '{backbone}' has no multi-scale features: choose a CNN such as resnet18."
-        raise ValueError(msg)
-    try:
-        extractor = TimmFeatureExtractor(backbone, list(layers), pre_trained)
-    except (OSError, RuntimeError, ValueError) as error:
-        # These include the hub's errors; without pre_trained nothing is downloaded.
-        if not pre_trained:
-            msg = f"The backbone '{backbone}' has no multi-scale features (choose a CNN such as resnet18): {error}"
-            raise ValueError(msg) from error
-        msg = (
-            f"The weights of '{backbone}' could not be downloaded. Without a network, set teacher_weights to a local "
-            "file."
-        )
-        raise ConnectionError(msg) from error
-    if list(extractor.layers) != list(layers):
-        msg = f"The backbone '{backbone}' has only {extractor.layers} of the layers {list(layers)}."
-        raise ValueError(msg)
-    if list(extractor.reductions) != sorted(extractor.reductions):
-        msg = f"The layers {list(layers)} must be ordered from fine to coarse."
-        raise ValueError(msg)
-    return extractor
+    renamed = {}
+    for name, value in state.items():
+        joined = (name.replace(".", "_", count) for count in range(name.count(".")))
+        renamed[next((candidate for candidate in joined if candidate in expected), name)] = value
+    return renamed
 
 
 class Teacher(nn.Module):
     """Frozen pre-trained backbone that normalises images itself.
 
+    A vision transformer cuts images into patches. Images whose sides are no multiples of the patch are resized to the
+    nearest size whose sides are, such as 256 to 252 pixels for patches of 14.
+
     Args:
-        backbone (str): Name of a timm CNN. Defaults to ``"resnet18"``.
-        layers (Sequence[str]): Names of the layers to take features from, from fine to coarse.
-            Defaults to ``("layer1", "layer2", "layer3")``.
+        backbone (str): Name of a timm model. Defaults to ``"resnet18"``.
+        layers (Sequence[str] | None): Names of the layers to take features from, from fine to coarse. ``None`` takes
+            those of :func:`~anomalib_ddpm_st.detector.extractor.default_layers`, which are ``layer1`` to ``layer3`` of
+            a ResNet. Defaults to ``None``.
 
     Raises:
-        ValueError: If timm has no backbone of that name, or the backbone has no such layers.
+        ValueError: If timm has no backbone of that name, or the backbone cannot serve, or has no such layers.
     """
 
-    def __init__(self, backbone: str = "resnet18", layers: Sequence[str] = ("layer1", "layer2", "layer3")) -> None:
+    def __init__(self, backbone: str = "resnet18", layers: Sequence[str] | None = None) -> None:
         super().__init__()
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.has_weights: torch.Tensor
         self.backbone = backbone
-        self.layers = list(layers)
-        self.extractor = build_extractor(backbone, layers)
-        self.extractor.requires_grad_(requires_grad=False)
+        self.extractor = FeatureExtractor(backbone, layers)
+        self.layers = self.extractor.layers
         config = self.extractor.feature_extractor.default_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).reshape(1, 3, 1, 1), persistent=False)
@@ -133,6 +111,11 @@ class Teacher(nn.Module):
         """Number of channels of each level."""
         return list(self.extractor.out_dims)
 
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a patch of a vision transformer in pixels; ``None`` for backbones of several resolutions."""
+        return self.extractor.reductions[0] if self.extractor.one_resolution else None
+
     def load_weights(self, path: str | Path | None = None) -> None:
         """Load pre-trained weights from a local file or from timm's hub.
 
@@ -143,15 +126,15 @@ class Teacher(nn.Module):
         Raises:
             ConnectionError: If the weights could not be downloaded.
             FileNotFoundError: If the file does not exist.
-            ValueError: If the weights do not fit the backbone.
+            ValueError: If the weights do not fit the backbone, or the hub has none of it.
         """
-        network = self.extractor.feature_extractor
+        network = self.extractor.network
         if path is None:
-            source = build_extractor(self.backbone, self.layers, pre_trained=True)
-            network.load_state_dict(source.feature_extractor.state_dict())
+            source = FeatureExtractor(self.backbone, self.layers, pre_trained=True)
+            network.load_state_dict(source.network.state_dict())
         else:
-            state = read_weights(path)
             expected = network.state_dict()
+            state = match_names(read_weights(path), expected)
             unfit = [
                 name
                 for name, value in expected.items()
@@ -171,6 +154,18 @@ class Teacher(nn.Module):
         del mode
         return super().train(mode=False)
 
+    def fixed_size(self, height: int, width: int) -> AbstractContextManager[None]:
+        """Prepare for an export: position embeddings are resampled once, for images of one size.
+
+        Args:
+            height (int): Height of the images that the teacher sees.
+            width (int): Their width.
+
+        Returns:
+            AbstractContextManager[None]: Context to export in.
+        """
+        return self.extractor.fixed_size(*self._whole_patches((height, width)))
+
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Extract features.
 
@@ -180,5 +175,23 @@ class Teacher(nn.Module):
 
         Returns:
             list[torch.Tensor]: Features of each level, of shape ``(B, C_l, H / r_l, W / r_l)``.
+
+        Raises:
+            ValueError: If a backbone with position embeddings is exported for images of any size.
         """
-        return list(self.extractor((images - self.mean) / self.std).values())
+        if self.patch_size is not None:
+            sides = tuple(images.shape[-2:])
+            if self.extractor.has_positions and not all(isinstance(side, int) for side in sides):
+                msg = (
+                    f"The backbone '{self.backbone}' can be exported for one size of images only: pass input_size, or "
+                    "give the pre-processor a Resize to a height and a width."
+                )
+                raise ValueError(msg)
+            whole = self._whole_patches(sides)
+            images = images if whole == sides else resize(images, torch.Size(whole))
+        return self.extractor((images - self.mean) / self.std)
+
+    def _whole_patches(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Nearest sides that patches fill, at least one patch."""
+        patch = self.patch_size or 1
+        return tuple(max(1, (side + patch // 2) // patch) * patch for side in sides)

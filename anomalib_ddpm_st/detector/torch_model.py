@@ -3,6 +3,7 @@
 
 """Asymmetric student-teacher network with a segmentation head and a memory bank."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import starmap
@@ -27,6 +28,8 @@ DEFAULT_WEIGHTS = (0.4, 0.2, 0.4)
 # Smallest spread assumed for the scores of normal images: those seen in training can be almost equal.
 MIN_SPREAD = 0.02
 MIN_LENGTH = 1e-12
+# Pixels for one place of the finest level that most CNNs have.
+FINEST_REDUCTION = 4
 FRAME_NUMBERS = len(PoseFrame().as_numbers())
 
 
@@ -291,15 +294,16 @@ class DdpmStModel(nn.Module):
 
 def build_model(
     backbone: str = "resnet18",
-    layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+    layers: Sequence[str] | None = None,
     memory_size: int = DEFAULT_SIZE,
     top_k: int = DEFAULT_TOP_K,
 ) -> DdpmStModel:
     """Build the detector with random weights.
 
     Args:
-        backbone (str): Name of the timm CNN that serves as teacher. Defaults to ``"resnet18"``.
-        layers (Sequence[str]): Layers to compare, from fine to coarse. Defaults to ``("layer1", "layer2", "layer3")``.
+        backbone (str): Name of the timm model that serves as teacher. Defaults to ``"resnet18"``.
+        layers (Sequence[str] | None): Layers to compare, from fine to coarse. ``None`` takes those of
+            :func:`~anomalib_ddpm_st.detector.extractor.default_layers`. Defaults to ``None``.
         memory_size (int): Number of normal features of each level in the memory bank. Defaults to ``1024``.
         top_k (int): Number of pixels whose mean is the score of a component. Defaults to ``100``.
 
@@ -307,11 +311,20 @@ def build_model(
         DdpmStModel: Detector.
 
     Raises:
-        ValueError: If the backbone or a layer is unknown, or a number out of its range.
+        ValueError: If the backbone is unknown or cannot serve, a layer is unknown, or a number out of its range.
     """
     teacher = Teacher(backbone, layers)
-    dims = teacher.out_dims
-    return DdpmStModel(teacher, Student(dims), SegmentationHead(dims), MemoryBank(dims, memory_size), top_k=top_k)
+    dims, patch = teacher.out_dims, teacher.patch_size
+    # Of the powers of 2 the largest that leaves the logits coarser than those of a CNN, or as fine.
+    scale = 1 if patch is None else 2 ** int(math.log2(max(1, patch // FINEST_REDUCTION)))
+    is_plain = patch is not None
+    return DdpmStModel(
+        teacher,
+        Student(dims, one_resolution=is_plain),
+        SegmentationHead(dims, scale=scale),
+        MemoryBank(dims, memory_size, one_resolution=is_plain),
+        top_k=top_k,
+    )
 
 
 # Tensors that weights of earlier versions lack: images as they lie, and memory banks that know no places.
