@@ -43,3 +43,14 @@ def test_levels_are_reduced_before_they_are_upsampled() -> None:
     large = functional.interpolate(products[1], size=(8, 8), mode="bilinear", align_corners=False)
     with torch.no_grad():
         torch.testing.assert_close(head(products), head([products[0], large]), atol=1e-5, rtol=0)
+
+
+def test_channels_are_spread_over_places() -> None:
+    """Finer logits than levels: what one place holds makes different logits within it."""
+    head = SegmentationHead([6, 6], width=8, scale=2).eval()
+    products = [torch.randn(1, 6, 1, 1).expand(1, 6, 5, 7) for _ in range(2)]
+    with torch.no_grad():
+        logits = head(products)
+    assert logits.shape == (1, 1, 10, 14)
+    inner = logits[0, 0, 4:6, 6:8]
+    assert inner.unique().numel() > 1

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of the teacher: its weights, names and downloads."""
+"""Tests of the teacher: its weights, downloads and image sizes."""
 
 import socket
 from pathlib import Path
@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from anomalib_ddpm_st.detector import DdpmStModel, build_model, teacher
-from anomalib_ddpm_st.detector.teacher import Teacher, build_extractor, read_weights
+from anomalib_ddpm_st.detector import DdpmStModel, build_model
+from anomalib_ddpm_st.detector.teacher import Teacher, read_weights
 
 LAYERS = ("layer1", "layer2", "layer3")
 
@@ -29,7 +29,7 @@ def test_normalises_by_the_statistics_of_the_backbone(network: DdpmStModel) -> N
         normalised[:, channel] = (images[:, channel] - config["mean"][channel]) / config["std"][channel]
     with torch.no_grad():
         expected = network.teacher.extractor(normalised)
-        for level, features in zip(network.teacher(images), expected.values(), strict=True):
+        for level, features in zip(network.teacher(images), expected, strict=True):
             torch.testing.assert_close(level, features)
 
 
@@ -151,41 +151,17 @@ def test_weights_that_do_not_fit(
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "similar"), [("resnet81", "resnet18"), ("resnet5O", "resnet50")])
-def test_unknown_backbone(name: str, similar: str) -> None:
-    """The message names it and suggests what was meant."""
-    with pytest.raises(ValueError, match=rf"'{name}'.*\b{similar}\b"):
-        Teacher(name, LAYERS)
-
-
-def test_backbone_like_no_other() -> None:
-    """If no name is similar, the message says how to list the names."""
-    with pytest.raises(ValueError, match=r"'qqqq'.*list_models"):
-        build_extractor("qqqq", LAYERS)
-
-
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
-def test_transformer_as_backbone(backbone: str) -> None:
-    """The message names the backbone and says what to choose."""
-    with pytest.raises(ValueError, match=rf"{backbone}.*CNN"):
-        build_model(backbone, LAYERS)
-
-
-@pytest.mark.parametrize("layers", [("layer9",), ("layer1", "layer9")])
-def test_missing_layer(layers: tuple[str, ...]) -> None:
-    """The message names backbone and layer."""
-    with pytest.raises(ValueError, match=r"resnet18.*layer9"):
-        build_model("resnet18", layers)
-
-
 @pytest.mark.parametrize("error", [OSError("no route"), ConnectionError("refused"), TimeoutError("slow")])
 def test_hub_out_of_reach(error: OSError, network: DdpmStModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the backbone and the way out; the model does not take random weights for good ones."""
+    original = timm.create_model
 
-    def fail(*_: Any, **__: Any) -> None:  # noqa: ANN401
-        raise error
+    def fail(*arguments: Any, pretrained: bool, **further: Any) -> nn.Module:  # noqa: ANN401
+        if pretrained:
+            raise error
+        return original(*arguments, pretrained=False, **further)
 
-    monkeypatch.setattr(teacher, "TimmFeatureExtractor", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(ConnectionError, match=r"'resnet18'.*teacher_weights"):
         network.teacher.load_weights()
     assert not bool(network.teacher.has_weights)
@@ -216,17 +192,61 @@ def test_weights_from_the_hub(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Downloaded weights reach the teacher."""
-    original = teacher.TimmFeatureExtractor
+    original = timm.create_model
 
-    def hub(backbone: str, layers: list[str], pre_trained: bool) -> nn.Module:
-        extractor = original(backbone, layers, pre_trained=False)
-        if pre_trained:
-            extractor.feature_extractor.load_state_dict(whole_weights, strict=False)
-        return extractor
+    def hub(*arguments: Any, pretrained: bool, **further: Any) -> nn.Module:  # noqa: ANN401
+        backbone = original(*arguments, pretrained=False, **further)
+        if pretrained:
+            backbone.load_state_dict(whole_weights, strict=False)
+        return backbone
 
-    monkeypatch.setattr(teacher, "TimmFeatureExtractor", hub)
+    monkeypatch.setattr(timm, "create_model", hub)
     network.teacher.load_weights()
     check_loaded(network, whole_weights)
+
+
+def test_backbone_without_weights() -> None:
+    """Nothing is asked of the hub; the message names backbone and argument."""
+    with pytest.raises(ValueError, match=r"no weights of 'vit_small_patch32_224'.*teacher_weights"):
+        Teacher("vit_small_patch32_224").load_weights()
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_file_of_a_whole_backbone(backbone: str, tmp_path: Path) -> None:
+    """Names in files are those of timm's whole model, which timm's wrappers change."""
+    torch.manual_seed(7)
+    whole = timm.create_model(backbone, pretrained=False).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    teacher = Teacher(backbone)
+    teacher.load_weights(tmp_path / "weights.pth")
+    images = torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        expected = whole.forward_intermediates((images - teacher.mean) / teacher.std, intermediates_only=True)
+        for level in teacher(images):
+            assert any(level.shape == part.shape and torch.allclose(level, part, atol=1e-5) for part in expected)
+
+
+def test_whole_patches() -> None:
+    """Images whose sides are no multiples of the patch are resized to the nearest size, others are left alone."""
+    teacher = Teacher("test_vit")
+    seen: list[torch.Tensor] = []
+    teacher.extractor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for size, expected in (((47, 66), (48, 64)), ((48, 64), (48, 64)), ((3, 40), (16, 48)), ((256, 56), (256, 64))):
+        levels = teacher(torch.rand(2, 3, *size))
+        assert seen[-1].shape[-2:] == expected
+        assert {level.shape for level in levels} == {(2, 64, expected[0] // 16, expected[1] // 16)}
+    images = torch.rand(1, 3, 48, 64)
+    teacher(images)
+    assert torch.equal(seen[-1], (images - teacher.mean) / teacher.std)
+
+
+def test_cnn_sees_images_as_they_are(network: DdpmStModel) -> None:
+    """Of any size."""
+    seen: list[torch.Tensor] = []
+    hook = network.teacher.extractor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.teacher(torch.rand(1, 3, 47, 66))
+    hook.remove()
+    assert seen[0].shape[-2:] == (47, 66)
 
 
 def test_loaded_weights_are_saved(

@@ -267,17 +267,43 @@ def test_score_with_more_pixels_asked_for_than_there_are(network: DdpmStModel) -
         ("resnet18", ["layer2"]),
         ("resnet18", ["layer2", "layer3"]),
         ("mobilenetv3_small_050", ["blocks.1", "blocks.3"]),
+        ("test_efficientnet", None),
+        ("test_convnext", None),
+        ("test_vit", None),
+        ("test_vit", ["blocks.5"]),
     ],
 )
-def test_other_layers_and_backbone(backbone: str, layers: list[str]) -> None:
-    """One layer or two, and another CNN, work in evaluation and in training."""
+def test_other_layers_and_backbone(backbone: str, layers: list[str] | None) -> None:
+    """One layer or two, another CNN, and a vision transformer work in evaluation and in training."""
     model = build_model(backbone, layers, memory_size=10).eval()
     with torch.no_grad():
-        output = model(torch.rand(2, 3, 64, 64))
-        assert output.anomaly_map.shape == (2, 1, 64, 64)
+        output = model(torch.rand(2, 3, 64, 90))
+        assert output.anomaly_map.shape == (2, 1, 64, 90)
         assert output.anomaly_map.std() > 0
-        teacher, restored, _ = model.train()(torch.rand(2, 3, 64, 64))
+        teacher, restored, logits = model.train()(torch.rand(2, 3, 64, 90))
     assert [level.shape for level in teacher] == [level.shape for level in restored]
+    assert logits.shape == (2, 1, 64, 90)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side"), [("test_resnet", 16), ("test_vit", 16), ("vit_small_patch14_dinov2", 10)]
+)
+def test_resolution_of_the_logits(backbone: str, side: int) -> None:
+    """Places of a quarter of the image's resolution, or of half a patch of 14 pixels."""
+    model = build_model(backbone, memory_size=4).eval()
+    shapes: list[torch.Size] = []
+    model.head.register_forward_hook(lambda *call: shapes.append(call[-1].shape))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+    assert shapes == [(1, 1, side, side)]
+
+
+def test_memory_bank_of_tokens() -> None:
+    """They are compared as they are: neither averaged with their neighbours nor left out."""
+    model = build_model("test_vit", memory_size=4)
+    levels = model.teacher(torch.rand(1, 3, 64, 96))
+    for level, described in zip(levels, model.memory_bank.describe(levels), strict=True):
+        torch.testing.assert_close(described, functional.normalize(level, dim=1))
 
 
 def test_models_of_different_depth_in_one_process() -> None:
