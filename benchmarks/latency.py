@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -94,8 +95,8 @@ def _padim() -> Padim:
     return model
 
 
-def _ddpm_st() -> DdpmSt:
-    model = DdpmSt(pre_trained=False)
+def _ddpm_st(backbone: str = "resnet18") -> DdpmSt:
+    model = DdpmSt(backbone, pre_trained=False)
     memory_bank = model.model.memory_bank
     if memory_bank is not None:
         memory_bank.scale.fill_(1.0)
@@ -119,6 +120,9 @@ def _draem() -> Draem:
 MODELS: dict[str, Callable[[], AnomalibModule]] = {
     "DdpmSt": _ddpm_st,
     "DdpmSt, pose": _ddpm_st_with_pose,
+    "DdpmSt, ViT-S/14": partial(_ddpm_st, "vit_small_patch14_dinov2"),
+    "DdpmSt, WideResNet-50-2": partial(_ddpm_st, "wide_resnet50_2"),
+    "DdpmSt, EfficientNet-Lite0": partial(_ddpm_st, "tf_efficientnet_lite0"),
     "Stfpm": Stfpm,
     "Patchcore": _patchcore,
     "EfficientAd": EfficientAd,

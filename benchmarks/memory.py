@@ -1,12 +1,11 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the position is worth in the memory bank alone, without student and segmentation.
+"""What position and teacher are worth in the memory bank alone, without student and segmentation.
 
 Example:
     python benchmarks/memory.py --categories bottle screw magnetic_tile assembly
-    python benchmarks/memory.py --backbone vit_small_patch14_dinov2 --teacher-weights FILE --categories bottle \
-        --output benchmarks/results/teachers.csv
+    python benchmarks/memory.py --backbone vit_small_patch14_dinov2 --teacher-weights FILE --categories bottle
 
 The memory bank is filled from the normal images, with the weights of ``--position-weights`` for the position, and its
 map measured on the test images. ``chosen`` marks the weight that DdpmSt chooses from the normal images. The category
