@@ -4,6 +4,7 @@
 """Export of DdpmSt: what differs from anomalib's export."""
 
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,8 +83,7 @@ class ExportMixin(Base):
                 msg = "The pre-processor does not bring images to one size: pass input_size, or train the model first."
                 raise ValueError(msg)
             input_size = self.item_size
-        height, width = self._teacher_size(input_size)
-        with cast("Any", self.model).teacher.fixed_size(height, width):
+        with self._fixed_positions(input_size):
             return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": ONNX_OPSET, **kwargs})
 
     @preserved_signal_stack()
@@ -164,13 +164,15 @@ class ExportMixin(Base):
             return False
         return len({transform(torch.zeros(1, 3, *size)).shape for size in PROBE_SIZES}) == 1
 
-    def _teacher_size(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
-        """Height and width of the images that the teacher sees in a model for an input size."""
+    def _fixed_positions(self, input_size: tuple[int, int] | None) -> AbstractContextManager[None]:
+        """Position embeddings of the teacher for the images that it sees in a model for an input size."""
+        model = cast("Any", self.model)
+        if not model.teacher.has_positions:
+            return nullcontext()
         images = torch.zeros(1, 3, *(input_size or PROBE_SIZES[0]), device=self.device)
         if self.pre_processor is not None:
             images = self.pre_processor(images)
-        height, width = cast("Any", self.model).align(images).shape[-2:]
-        return height, width
+        return model.teacher.fixed_size(*model.align(images).shape[-2:])
 
     def _resize(self, input_size: tuple[int, int] | None) -> PreProcessor | None:
         """What comes before the exported model, which contains the pre-processor.

@@ -79,7 +79,8 @@ class FeatureExtractor(nn.Module):
     @property
     def has_positions(self) -> bool:
         """Whether position embeddings are resampled to the size of the images."""
-        return isinstance(getattr(self.network, "pos_embed", None), nn.Parameter)
+        network = self.network
+        return isinstance(getattr(network, "pos_embed", None), nn.Parameter) and hasattr(network, "set_input_size")
 
     @contextmanager
     def fixed_size(self, height: int, width: int) -> Generator[None]:

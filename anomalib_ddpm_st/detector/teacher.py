@@ -116,6 +116,11 @@ class Teacher(nn.Module):
         """Side of a patch of a vision transformer in pixels; ``None`` for backbones of several resolutions."""
         return self.extractor.reductions[0] if self.extractor.one_resolution else None
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether position embeddings are resampled to the size of the images."""
+        return self.extractor.has_positions
+
     def load_weights(self, path: str | Path | None = None) -> None:
         """Load pre-trained weights from a local file or from timm's hub.
 
@@ -181,7 +186,7 @@ class Teacher(nn.Module):
         """
         if self.patch_size is not None:
             sides = tuple(images.shape[-2:])
-            if self.extractor.has_positions and not all(isinstance(side, int) for side in sides):
+            if self.has_positions and not all(isinstance(side, int) for side in sides):
                 msg = (
                     f"The backbone '{self.backbone}' can be exported for one size of images only: pass input_size, or "
                     "give the pre-processor a Resize to a height and a width."

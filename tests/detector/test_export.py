@@ -26,6 +26,7 @@ class Base:
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.model = SimpleNamespace(teacher=SimpleNamespace(has_positions=False))
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
         """Record the arguments."""
