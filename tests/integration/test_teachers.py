@@ -56,24 +56,24 @@ def test_checkpoint(trained_transformer: tuple[Engine, DdpmSt]) -> None:
     assert loaded.model.teacher.backbone == "test_vit"
     assert loaded.model.memory_bank.is_filled
     images = np.random.default_rng(1).random((2, 3, 100, 90), dtype=np.float32)
-    assert torch.equal(predict(loaded, images).anomaly_map, predict(model, images).anomaly_map)
+    # Weights in another memory format round differently.
+    maps = [predict(network, images).anomaly_map for network in (loaded, model)]
+    torch.testing.assert_close(*maps, atol=1e-5, rtol=0)
 
 
-def test_export(trained_transformer: tuple[Engine, DdpmSt], tmp_path: Path) -> None:
-    """ONNX and OpenVINO give the maps of the trained model, for any number and size of images; the teacher stays."""
+@pytest.mark.parametrize("kind", [ExportType.OPENVINO, ExportType.ONNX])
+def test_export(kind: ExportType, trained_transformer: tuple[Engine, DdpmSt], tmp_path: Path) -> None:
+    """The maps of the trained model, for any number and size of images; the teacher stays as it was."""
     engine, model = trained_transformer
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    path = engine.export(model, ExportType.OPENVINO, export_root=tmp_path)
+    path = engine.export(model, kind, export_root=tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    core = openvino.Core()
-    compiled = [core.compile_model(file, "CPU", FLOAT32) for file in (path, next(tmp_path.rglob("*.onnx")))]
+    compiled = openvino.Core().compile_model(path, "CPU", FLOAT32)
     for shape in ((1, 3, 100, 90), (3, 3, 64, 200)):
         images = np.random.default_rng(0).random(shape, dtype=np.float32)
-        expected = predict(model.cpu().eval(), images)
-        for network in compiled:
-            output = network(images)
-            np.testing.assert_allclose(output["anomaly_map"], expected.anomaly_map, atol=1e-4)
-            np.testing.assert_allclose(output["pred_score"], expected.pred_score, atol=1e-4)
+        expected, output = predict(model.cpu().eval(), images), compiled(images)
+        np.testing.assert_allclose(output["anomaly_map"], expected.anomaly_map, atol=1e-4)
+        np.testing.assert_allclose(output["pred_score"], expected.pred_score, atol=1e-4)
 
 
 def test_int8(trained_transformer: tuple[Engine, DdpmSt], datamodule: MVTecAD, tmp_path: Path) -> None:
