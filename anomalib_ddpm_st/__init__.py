@@ -13,7 +13,8 @@ Example:
 """
 
 from .core.canonical_pose import CanonicalPose
-from .detector import DdpmSt
+from .core.input_size import InputSize, choose_input_size
+from .detector import DdpmSt, DefectSizePreProcessor
 from .diffusion import DefectPipeline, DiffusionConfig, PerturbedDDPMScheduler
 from .registration import register, synthetic_split
 from .synthesis import (
@@ -31,11 +32,14 @@ __all__ = [
     "DdpmSt",
     "DefectConfig",
     "DefectPipeline",
+    "DefectSizePreProcessor",
     "DiffusionAnomalyGenerator",
     "DiffusionConfig",
+    "InputSize",
     "PerturbedDDPMScheduler",
     "SyntheticAnomalies",
     "TextureBank",
+    "choose_input_size",
     "prepare_generator",
     "register",
     "synthetic_split",

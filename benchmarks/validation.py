@@ -10,6 +10,7 @@ ellipse with another place of the image.
 """
 
 import itertools
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -37,6 +38,12 @@ GAP = 0.02
 MIN_AREA, MIN_VISIBLE = 2e-4, 0.6
 # A change of nearly the whole object makes another one, or one that lies elsewhere, which may be normal.
 MAX_COVERED = 0.85
+# Of defects of a given size: the canvas that their extent is measured on, the size that they are drawn at, the largest
+# window, all in pixels, and how much the size may differ.
+PROBE_SIZE = 512
+DETAIL = 48
+MAX_WINDOW = 1600
+SIZE_TOLERANCE = 0.25
 
 Defect = Callable[[np.ndarray, tuple[int, int], np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -316,9 +323,7 @@ def draw(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.nda
     """
     foreground = find_foreground(_as_tensor(image))
     on_object = allowed = foreground.mask[0, 0].numpy()
-    rows, columns = np.nonzero(allowed)
-    index = int(rng.integers(len(rows)))
-    changed, mask = KINDS[kind](image.astype(np.float64), (int(columns[index]), int(rows[index])), rng)
+    changed, mask = KINDS[kind](image.astype(np.float64), _place(allowed, rng), rng)
     if _is_grey(image):
         # A grey camera sees no coloured defects.
         changed = changed.mean(axis=2, keepdims=True)
@@ -355,6 +360,70 @@ def _next_kinds(turn: int) -> list[str]:
         first = turn // len(names) % len(kinds)
         order += kinds[first:] + kinds[:first]
     return order
+
+
+def _place(foreground: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """Column and row of a random pixel of the foreground."""
+    rows, columns = np.nonzero(foreground)
+    index = int(rng.integers(len(rows)))
+    return int(columns[index]), int(rows[index])
+
+
+def draw_sized(
+    image: np.ndarray,
+    kind: str,
+    size: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draw a defect of a given size on the object, or anywhere on a surface.
+
+    It is drawn in an enlarged window and shrunk with it, so that even a defect of a few pixels has the shape of its
+    kind, and one that is thinner than a pixel is as faint as a camera would see it.
+
+    Args:
+        image (np.ndarray): Image, ``uint8`` of shape ``(H, W, 3)``.
+        kind (str): One of ``KINDS``.
+        size (float): Longer side in pixels of the upright box around the defect.
+        rng (np.random.Generator): Source of every random draw.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray] | None: Image and mask (0 and 255) of the pixels that really changed; ``None``
+        if the defect is hardly visible, or is not of that size because a part of it is.
+    """
+    foreground = find_foreground(_as_tensor(image)).mask[0, 0].numpy()
+    column, row = _place(foreground, rng)
+    state = rng.bit_generator.state
+    canvas = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128.0)
+    extent = _longer_side(KINDS[kind](canvas, (PROBE_SIZE // 2, PROBE_SIZE // 2), rng)[1]) / PROBE_SIZE
+    if not extent:
+        return None
+    radius = math.ceil(size / extent / 2)
+    zoom = max(1, round(DETAIL / size))
+    if 2 * radius * zoom > MAX_WINDOW:
+        return None
+    # Beyond the border the image is mirrored.
+    padded = np.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="symmetric")
+    window = padded[row : row + 2 * radius, column : column + 2 * radius].astype(np.float64)
+    shape = (2 * radius, 2 * radius)
+    enlarged = cv2.resize(window, (shape[0] * zoom, shape[1] * zoom), interpolation=cv2.INTER_LINEAR)
+    rng.bit_generator.state = state
+    changed, mask = KINDS[kind](enlarged, (radius * zoom, radius * zoom), rng)
+    if _is_grey(image):
+        changed = changed.mean(axis=2, keepdims=True)
+    difference = cv2.resize((changed - enlarged) * (mask[..., None] > 0), shape, interpolation=cv2.INTER_AREA)
+    everywhere = np.zeros((*padded.shape[:2], 3))
+    everywhere[row : row + 2 * radius, column : column + 2 * radius] = difference.reshape(*shape, 3)
+    inside = everywhere[radius:-radius, radius:-radius] * foreground[..., None]
+    result = (image + inside).round().clip(0, 255).astype(np.uint8)
+    change = np.abs(result.astype(int) - image).max(axis=2)
+    found = (change > CHANGE_THRESHOLD).astype(np.uint8) * 255
+    is_sized = abs(_longer_side(found) - size) <= max(1, SIZE_TOLERANCE * size)
+    return (result, found) if is_sized and change[found > 0].mean() >= MIN_CONTRAST else None
+
+
+def _longer_side(mask: np.ndarray) -> int:
+    """Longer side of the upright box around a mask, 0 if it is empty."""
+    return max(cv2.boundingRect(mask)[2:])
 
 
 def write_validation_set(held_out: Sequence[str], folder: Path, seed: int = 0, visibility: float = 1.0) -> None:

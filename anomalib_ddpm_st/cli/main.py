@@ -22,9 +22,15 @@ from anomalib_ddpm_st.registration import keep_benchmark_results
 
 from .demo import demo
 from .diffusion import diffusion
+from .size import size
 from .synthesize import synthesize
 
-COMMANDS: dict[str, Callable[..., None]] = {"diffusion": diffusion, "synthesize": synthesize, "demo": demo}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "diffusion": diffusion,
+    "synthesize": synthesize,
+    "demo": demo,
+    "size": size,
+}
 
 DOCSTRING_MARKUP = re.compile(r"\s*Defaults to ``[^`]*``\.|``|:\w+:(?=`)")
 
@@ -35,7 +41,7 @@ def _summary(function: Callable[..., None]) -> str:
 
 
 class DdpmStCLI(AnomalibCLI):
-    """anomalib's command line with ``diffusion``, ``synthesize`` and ``demo`` added.
+    """anomalib's command line with ``diffusion``, ``synthesize``, ``demo`` and ``size`` added.
 
     Args:
         args (Sequence[str] | None): Command line arguments. Defaults to those of the process.
@@ -91,6 +97,10 @@ class DdpmStCLI(AnomalibCLI):
     def add_demo_arguments(self, parser: ArgumentParser) -> None:
         """Add the arguments of ``demo``."""
         self._add_function_arguments(demo, parser)
+
+    def add_size_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments of ``size``."""
+        self._add_function_arguments(size, parser)
 
     @staticmethod
     def _add_function_arguments(function: Callable[..., None], parser: ArgumentParser) -> None:

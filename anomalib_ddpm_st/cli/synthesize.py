@@ -3,20 +3,12 @@
 
 """``anomalib-ddpm-st synthesize``: images with synthetic defects and their masks."""
 
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
-from anomalib.data import AnomalibDataModule
-from anomalib.data.utils import get_image_filenames
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Any
 
 from anomalib_ddpm_st.core.config import check_integer
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
-from anomalib_ddpm_st.core.transforms import make_resize
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE
 from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline
 from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, prepare_generator
 from anomalib_ddpm_st.synthesis.pairs import write_pairs
@@ -25,6 +17,7 @@ from anomalib_ddpm_st.synthesis.report import save_report
 
 from .diffusion import DEFAULT_DIFFUSION
 from .health import measure_health
+from .sources import find_normal_images
 
 DEFAULT_DEFECTS = DefectConfig(source="diffusion")
 DEFAULT_BANK = BankConfig()
@@ -78,7 +71,7 @@ def synthesize(
     check_integer("per_image", per_image, 1)
     if count is not None:
         check_integer("count", count, 1)
-    normal_images = _normal_images(images, data)
+    normal_images = find_normal_images(images, data)
     sources = normal_images(image_size)
     # What identifies the pairs, named like the options.
     groups: dict[str, dict[str, Any]] = {"defects": asdict(defects)}
@@ -108,35 +101,3 @@ def synthesize(
     pairs = write_pairs(generator, sources, output, per_image, count, seed, settings)
     page = save_report(output, pairs, sources, {**settings, "seed": seed}, pipeline, normal, health)
     print(f"Wrote {len(pairs)} pairs to {output}; {page} shows some of them.")  # noqa: T201
-
-
-def _normal_images(images: Path | None, data: Path | None) -> Callable[[tuple[int, int] | None], NormalImages]:
-    """Normal images of a folder or of the training set of a datamodule, in the order in which DdpmSt reads them.
-
-    A datamodule is set up only once, since it may choose its training images at random.
-    """
-    if (images is None) == (data is None):
-        msg = "Give either a folder of normal images (--images) or the config of a datamodule (--data)."
-        raise ValueError(msg)
-    if images is not None:
-        return partial(NormalImages.from_files, get_image_filenames(images))
-    data = cast("Path", data)
-    try:
-        config = yaml.safe_load(data.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        msg = f"The datamodule config {data} cannot be parsed: {error}"
-        raise ValueError(msg) from error
-    if not isinstance(config, dict):
-        msg = f"The datamodule config {data} must have the keys class_path and init_args."
-        raise ValueError(msg)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AnomalibDataModule, "data", required=True, fail_untyped=False)
-    try:
-        parsed = parser.parse_object({"data": config.get("data", config)})
-    except ArgumentError as error:
-        msg = f"The datamodule config {data} cannot be used: {error}"
-        raise ValueError(msg) from error
-    datamodule = parser.instantiate_classes(parsed)["data"]
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    return lambda size: NormalImages.from_datamodule(datamodule, make_resize(size))

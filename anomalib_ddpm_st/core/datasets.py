@@ -115,3 +115,23 @@ def read_item(dataset: Dataset, position: int, path: str) -> ImageItem:
     except UNREADABLE as error:
         msg = f"The image {path} cannot be read ({error}): repair it or remove it."
         raise ValueError(msg) from error
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Read the size of an image from the header of its file.
+
+    Args:
+        path (str): File.
+
+    Returns:
+        tuple[int, int]: Height and width in pixels.
+
+    Raises:
+        ValueError: If the header cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.height, file.width
+    except UNREADABLE as error:
+        msg = f"The image {path} cannot be read ({error}): repair it or remove it."
+        raise ValueError(msg) from error

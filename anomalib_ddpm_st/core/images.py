@@ -5,7 +5,6 @@
 
 import copy
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,8 @@ from torchvision.transforms.v2 import Normalize, functional
 from torchvision.tv_tensors import Image, Mask
 
 from .canonical_pose import CanonicalPose
-from .datasets import ImageFiles, list_images, read_item
+from .datasets import ImageFiles, list_images, read_item, read_size
+from .extent import shown_extent
 from .progress import progress
 from .transforms import find_transform, make_resize
 
@@ -322,6 +322,16 @@ class NormalImages:
             ratio *= (columns / width) / (rows / height)
         return ratio
 
+    def shown_sizes(self) -> list[tuple[float, float]]:
+        """Heights and widths of what the images show, in pixels of the files, of which only the headers are read.
+
+        Returns:
+            list[tuple[float, float]]: Size of each image, less what the transforms crop, plus what they pad.
+        """
+        changes = self.augmentations is not None or self.pre_processor is not None
+        extents = cache(lambda size: (shown_extent(self._see, size) if changes else None) or size)
+        return [extents(read_size(path)) for path in self.paths]
+
     def _native_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before the transforms."""
         if index not in self._native_sizes:
@@ -330,19 +340,8 @@ class NormalImages:
 
     def _ratio(self, size: tuple[int, int]) -> float:
         """Width over height of what an image of a given size shows after the transforms."""
-        dark, bright = (self._see(torch.full((3, *size), value), None, 0) for value in (0.25, 0.75))
-        shown = (bright - dark).abs().amax(dim=0) > 1e-3  # all but padding
-        extents = []
-        for axis, length in enumerate(size):
-            ramp = torch.linspace(0.25, 0.75, length).reshape((-1, 1) if axis == 0 else (1, -1))
-            seen = self._see(ramp.expand(3, *size), None, 0).movedim(axis + 1, 0)
-            places = shown.any(dim=1 - axis).nonzero().flatten().tolist() or [0]
-            low, high = places[len(places) // 4], places[-1 - len(places) // 4]
-            change = (seen[high] - seen[low]).abs().amax().item()
-            extents.append(change / max(high - low, 1) * len(seen) * (length - 1))
-        height, width = extents
-        measured = all(math.isfinite(extent) and extent > 0 for extent in extents)
-        return round(width / height, 4) if measured else size[1] / size[0]
+        extent = shown_extent(self._see, size)
+        return size[1] / size[0] if extent is None else round(extent[1] / extent[0], 4)
 
     def _keep(self, index: int) -> torch.Tensor:
         """Image that is read only once."""
@@ -350,7 +349,7 @@ class NormalImages:
             self._kept[index] = self[index]
         return self._kept[index]
 
-    def _see(self, image: torch.Tensor, mask: torch.Tensor | None, seed: int) -> torch.Tensor:
+    def _see(self, image: torch.Tensor, mask: torch.Tensor | None = None, seed: int = 0) -> torch.Tensor:
         """Pass an image of shape ``(3, H, W)`` through all transforms."""
         try:
             # In 64 bit, or the last bit of a pixel, and with it every cache key, would depend on the thread count.

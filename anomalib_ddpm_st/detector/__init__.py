@@ -3,8 +3,9 @@
 
 """Stage 3: the asymmetric student-teacher detector."""
 
+from .defect_size import DefectSizePreProcessor
 from .lightning_model import DdpmSt
 from .loss import DdpmStLoss
 from .torch_model import DdpmStModel, build_model
 
-__all__ = ["DdpmSt", "DdpmStLoss", "DdpmStModel", "build_model"]
+__all__ = ["DdpmSt", "DdpmStLoss", "DdpmStModel", "DefectSizePreProcessor", "build_model"]

@@ -18,6 +18,8 @@ from anomalib_ddpm_st.synthesis.preparation import prepare_bank
 
 from .augmentation import MAX_REFERENCES
 from .checks import check_before_training
+from .cost import CostMeter, Schedule
+from .defect_size import DefectSizePreProcessor
 from .pose_selection import PoseOption, select_pose
 from .torch_model import DdpmStModel
 from .training_data import DetectorModule, TrainingData
@@ -38,6 +40,7 @@ class PreparationMixin(Base):
     bank: BankConfig
     defects: DefectConfig
     pose: PoseOption
+    training_steps: int
     diffusion_path: str | None
     cache_dir: str | None
     stage_seconds: dict[str, float]
@@ -55,10 +58,27 @@ class PreparationMixin(Base):
         except FileNotFoundError as error:
             msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
             check_before_training(cast("DetectorModule", self), None, [FileNotFoundError(msg)])
+        self._choose_input_size(datamodule)
         self._data = TrainingData.from_datamodule(datamodule, self.pre_processor)
         check_before_training(cast("DetectorModule", self), self._data)
         self._select_pose(self._data.images)
         self._prepare_bank(self._data.images)
+
+    def _choose_input_size(self, datamodule: AnomalibDataModule) -> None:
+        """Choose the input size by the normal images, if the pre-processor leaves it to them."""
+        if not isinstance(self.pre_processor, DefectSizePreProcessor):
+            return
+        schedule = Schedule(
+            self.training_steps,
+            datamodule.train_batch_size,
+            self.diffusion if self.defects.needs_bank and self.diffusion_path is None else None,
+            self.bank if self.defects.needs_bank else None,
+        )
+        precision = self.trainer.precision_plugin.forward_context
+        meter = CostMeter(self.model, schedule, self.trainer.strategy.root_device, precision)
+        self.pre_processor.choose(NormalImages.from_datamodule(datamodule), meter)
+        # The datamodule resizes, too.
+        datamodule.setup(TrainerFn.FITTING)
 
     def _prepare_bank(self, images: NormalImages | None) -> None:
         """Prepare the bank of textures of normal images, if the source of the defects needs one."""

@@ -1,0 +1,148 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pre-processor whose input size follows from the smallest defect that matters."""
+
+import logging
+import math
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
+
+from anomalib_ddpm_st.core.config import check_positive
+from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
+from anomalib_ddpm_st.core.input_size import MAX_COST, InputSize, choose_input_size, defect_pixels
+
+from .components import make_pre_processor
+from .cost import CostMeter
+from .torch_model import DdpmStModel
+
+logger = logging.getLogger(__name__)
+
+
+class DefectSizePreProcessor(PreProcessor):
+    """Resizes images so that the smallest defect that matters is large enough to be found.
+
+    The size is chosen once, when the normal images of the training set are known, see
+    :func:`~anomalib_ddpm_st.choose_input_size`. Checkpoints and exported models hold the chosen size.
+
+    Args:
+        smallest_defect (float): Longer side of the smallest defect that matters, in pixels of the original images, or
+            in mm with ``pixel_size``.
+        pixel_size (float | None): Side of a pixel of the original images in mm. Defaults to ``None``.
+        max_cost (float): Largest number of pixels of the input, in units of 256 x 256; the durations of training and
+            prediction are about in proportion. Defaults to ``4.0``.
+
+    Attributes:
+        input_size (InputSize | None): Chosen size. ``None`` before it is chosen, and if a checkpoint provided it.
+
+    Raises:
+        ValueError: If a setting is not above 0.
+
+    Example:
+        >>> from anomalib_ddpm_st import DdpmSt, DefectSizePreProcessor
+        >>> model = DdpmSt(pre_processor=DefectSizePreProcessor(smallest_defect=12))
+    """
+
+    def __init__(
+        self,
+        smallest_defect: float,
+        pixel_size: float | None = None,
+        max_cost: float = MAX_COST,
+    ) -> None:
+        super().__init__()
+        defect_pixels(smallest_defect, pixel_size)
+        check_positive("max_cost", max_cost)
+        self.smallest_defect = smallest_defect
+        self.pixel_size = pixel_size
+        self.max_cost = max_cost
+        self.input_size: InputSize | None = None
+
+    def choose(self, images: NormalImages, meter: CostMeter | None = None) -> None:
+        """Choose the size, unless it is known.
+
+        Args:
+            images (NormalImages): Normal images without this pre-processor.
+            meter (CostMeter | None): Measures the cost on this machine, to report it together with the choice. ``None``
+                for no report. Defaults to ``None``.
+
+        Raises:
+            ValueError: If there are no images, an image cannot be read, the defect is larger than the images, or
+                ``max_cost`` is too small.
+        """
+        if self.transform is not None:
+            return
+        # Not by durations, which differ from one run to the next: a resumed training must see images of the same size.
+        self.input_size = choose_input_size(
+            images.shown_sizes(), self.smallest_defect, self.pixel_size, self.max_cost * math.prod(DEFAULT_IMAGE_SIZE)
+        )
+        super().load_checkpoint_config(make_pre_processor(self.input_size.image_size).checkpoint_config())
+        if meter is not None:
+            logger.info("%s", describe_choice(self.input_size, meter))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the size by the training set of the datamodule, unless training has done so before its first stage.
+
+        Args:
+            trainer (Trainer): Trainer.
+            pl_module (LightningModule): Model.
+            stage (str): ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+
+        Raises:
+            TypeError: If the model is not a :class:`DdpmSt`, or training has no datamodule.
+        """
+        if not isinstance(pl_module.model, DdpmStModel):
+            name = type(pl_module).__name__
+            msg = (
+                f"DefectSizePreProcessor does not normalise images, as {name} needs it: use "
+                f"{name}.configure_pre_processor with the size that 'anomalib-ddpm-st size' prints."
+            )
+            raise TypeError(msg)
+        datamodule = getattr(trainer, "datamodule", None)
+        if self.transform is not None or (not isinstance(datamodule, AnomalibDataModule) and trainer.ckpt_path):
+            return
+        if not isinstance(datamodule, AnomalibDataModule):
+            msg = (
+                "DefectSizePreProcessor chooses the input size by the normal images of a datamodule: pass one, or load "
+                "a trained model."
+            )
+            raise TypeError(msg)
+        self.choose(NormalImages.from_datamodule(datamodule))
+        # The datamodule resizes, too.
+        datamodule.setup(stage)
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Take the size from a checkpoint.
+
+        Args:
+            config (dict[str, Any]): Configuration, as anomalib saves it.
+
+        Raises:
+            ValueError: If another size has been chosen.
+        """
+        if self.input_size is not None and config != self.checkpoint_config():
+            msg = (
+                f"The checkpoint was trained at another input size than the {self.input_size} pixels that the "
+                "training images now ask for: replace DefectSizePreProcessor by a Resize to the size of the checkpoint."
+            )
+            raise ValueError(msg)
+        super().load_checkpoint_config(config)
+
+
+def describe_choice(size: InputSize, meter: CostMeter) -> str:
+    """Describe a chosen size and its cost in one line.
+
+    Args:
+        size (InputSize): Size.
+        meter (CostMeter): Cost on this machine.
+
+    Returns:
+        str: Line.
+    """
+    minutes, milliseconds = meter.minutes(size.image_size), meter.milliseconds(size.image_size)
+    return (
+        f"Input size {size} pixels: {size.reason}. On this machine, training takes about "
+        f"{minutes:.3g} minutes and an image {milliseconds:.3g} ms."
+    )
