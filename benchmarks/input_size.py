@@ -6,10 +6,10 @@
 Example:
     OMP_NUM_THREADS=1 python benchmarks/input_size.py
 
-A memory bank of 512 features of each level from 16 normal images scores 20 held-out images without and with one drawn
-defect each, see :func:`validation.draw_sized`. Defects have 4, 8, 16 or 32 pixels of the original image; input sizes
-are fractions of the median original size, rounded to multiples of 32. Parts are not turned to one pose, and the position
-does not count. No test image is used.
+A memory bank of 512 features of each level from ``--images`` normal images scores as many held-out images without and
+with one drawn defect each, see :func:`validation.draw_sized`. Defects have 4, 8, 16 or 32 pixels of the original image.
+Input sizes are ``--fractions`` of the median original size, rounded to multiples of 32. Parts are not turned to one
+pose, and their position does not count. No test image is used.
 
 The plot shows image AUROC by the input size, a line for each size of defect; the stars are the measured sizes next to
 those that :func:`~anomalib_ddpm_st.choose_input_size` chooses.
@@ -30,7 +30,7 @@ from common import append_row, commit, has_row, make_parser, read_table
 from lightning.pytorch import seed_everything
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchvision.transforms.v2 import functional
-from validation import KINDS, draw_sized, split
+from validation import draw_sized, split
 
 from anomalib_ddpm_st import DdpmSt, choose_input_size
 from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced
@@ -40,11 +40,8 @@ from anomalib_ddpm_st.detector.memory_bank import MemoryBank
 
 logger = logging.getLogger(__name__)
 
-TRAIN_IMAGES = 16
-HELD_OUT_IMAGES = 20
 MEMORY_SIZE = 512
 DEFECT_SIZES = (4, 8, 16, 32)
-FRACTIONS = (0.5, 0.75, 1.0, 1.5, 2.0)
 MULTIPLE = 32
 # Shading and rough areas are large by nature.
 FAMILIES = {"lines": ("scratch", "crack"), "spots": ("spot", "stain"), "shapes": ("dent", "missing")}
@@ -58,12 +55,10 @@ def choose_evenly(paths: Sequence[str], most: int) -> list[str]:
     return [paths[index] for index in evenly_spaced(len(paths), most).tolist()]
 
 
-def candidate_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Heights and widths to measure."""
+def candidate_sizes(paths: Sequence[str], fractions: Sequence[float]) -> list[tuple[int, int]]:
+    """Heights and widths to measure, at fractions of the median size of the original images."""
     height, width = np.median([cv2.imread(path).shape[:2] for path in paths], axis=0)
-    sides = [
-        [max(MULTIPLE, round(side * part / MULTIPLE) * MULTIPLE) for side in (height, width)] for part in FRACTIONS
-    ]
+    sides = [[max(1, round(side * part / MULTIPLE)) * MULTIPLE for side in (height, width)] for part in fractions]
     return [(rows, columns) for rows, columns in sides]
 
 
@@ -178,6 +173,8 @@ def run(
     paths: Sequence[str],
     seed: int,
     teacher_weights: str | None,
+    count: int,
+    fractions: Sequence[float],
     is_known: Callable[[tuple[int, int]], bool],
 ) -> Iterator[dict[str, Any]]:
     """Measure one category.
@@ -186,6 +183,8 @@ def run(
         paths (Sequence[str]): Normal training images.
         seed (int): Seed of defects and memory bank.
         teacher_weights (str | None): Local weights, or ``None`` to download them.
+        count (int): Number of images to train on, and of held-out images.
+        fractions (Sequence[float]): Input sizes, as fractions of the median original size.
         is_known (Callable[[tuple[int, int]], bool]): Whether an input size has been measured.
 
     Yields:
@@ -193,13 +192,13 @@ def run(
     """
     train, held_out = split(paths)
     samples: list[Sample] = []
-    for size in candidate_sizes(train):
+    for size in candidate_sizes(train, fractions):
         if is_known(size):
             continue
-        samples = samples or draw_samples(choose_evenly(held_out, HELD_OUT_IMAGES), seed)
+        samples = samples or draw_samples(choose_evenly(held_out, count), seed)
         seed_everything(seed, verbose=False)
         start = time.process_time()
-        detector = MemoryDetector(choose_evenly(train, TRAIN_IMAGES), size, teacher_weights)
+        detector = MemoryDetector(choose_evenly(train, count), size, teacher_weights)
         rows = list(measure(detector, samples))
         seconds = round(time.process_time() - start, 1)
         yield from ({"height": size[0], "width": size[1], **row, "cpu_seconds": seconds} for row in rows)
@@ -235,6 +234,8 @@ def save_plot(table: pd.DataFrame, sizes: dict[str, list[tuple[int, int]]], path
 def main() -> None:
     """Write one row for each category, seed, input size and size of defect, and the plot."""
     parser = make_parser(__doc__, ["bottle", "screw", "magnetic_tile"], "benchmarks/results/input_size.csv")
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.75, 1.0, 1.5, 2.0])
     options = parser.parse_args()
     sizes = {}
     for category in options.categories:
@@ -243,8 +244,8 @@ def main() -> None:
         for seed in options.seeds:
             known = {"category": category, "seed": seed}
             is_known = lambda size: has_row(options.output, height=size[0], width=size[1], **known)  # noqa: B023, E731
-            for row in run(paths, seed, options.teacher_weights, is_known):
-                append_row(options.output, {**known, **row, "commit": commit()})
+            for row in run(paths, seed, options.teacher_weights, options.images, options.fractions, is_known):
+                append_row(options.output, {**known, "images": options.images, **row, "commit": commit()})
                 logger.warning("%s %s", category, row)
     save_plot(read_table(options.output), sizes, options.output.with_suffix(".png"))
 

@@ -14,8 +14,8 @@ from .config import check_positive
 MULTIPLE = 32
 # Pixels of the input that the longer side of the smallest defect covers, see benchmarks/README.md.
 COVERED = 16
-# Shorter side in pixels, below which a level of the teacher has hardly any pixels left.
-MIN_SIDE = 128
+# With fewer pixels, the coarsest level of the teacher has hardly any features left.
+MIN_PIXELS = 128**2
 # Largest number of pixels unless another is given, in units of 256 x 256.
 MAX_COST = 4.0
 
@@ -91,8 +91,8 @@ def choose_input_size(
         InputSize: Size, both sides multiples of 32 pixels.
 
     Raises:
-        ValueError: If there are no images, a size is not above 0, the defect is larger than the images, or even the
-            smallest input exceeds ``max_pixels``.
+        ValueError: If there are no images, a size is not above 0, the defect is larger than the images, or
+            ``max_pixels`` are too few for the detector.
 
     Example:
         >>> choose_input_size([(1200, 1600)], smallest_defect=40).image_size
@@ -111,23 +111,26 @@ def choose_input_size(
             "smallest_defect in pixels of the original images, or in mm with pixel_size in mm."
         )
         raise ValueError(msg)
-    needed = COVERED / defect
-    least = MIN_SIDE / min(height, width)
+    if max_pixels < MIN_PIXELS:
+        msg = (
+            f"The budget allows for {max(0, math.floor(max_pixels))} pixels of an image, but the detector needs at "
+            f"least {MIN_PIXELS}: raise the budget."
+        )
+        raise ValueError(msg)
+    needed, least = COVERED / defect, math.sqrt(MIN_PIXELS / (height * width))
     scale = min(max(needed, least), 1.0)
-    limit = ""
-    if needed < least:
-        limit = ", the smallest that the detector works with"
-    elif needed > 1:
-        limit = ", the original resolution"
     rows, columns = (_round_up(side * scale) for side in (height, width))
+    limit = "the original resolution"
     if rows * columns > max_pixels:
         rows, columns = _fit((height, width), max_pixels)
-        limit = ", as much as the time budget allows"
+        limit = "the budget"
     covered = defect * min(rows / height, columns / width)
-    reason = f"a defect of {defect:g} pixels covers {covered:.3g} pixels of the input{limit}"
-    farthest = defect * min(min(rows / size[0], columns / size[1]) for size in sizes)
-    if farthest < covered / 2:
-        reason += f", but only {farthest:.2g} in the largest image"
+    reason = f"a defect of {defect:g} pixels covers {covered:.3g} pixels of the input"
+    if covered < COVERED - 0.5:
+        reason += f", not {COVERED}, because of {limit}"
+    least_covered = defect * min(min(rows / size[0], columns / size[1]) for size in sizes)
+    if least_covered < covered / 2:
+        reason += f", and only {least_covered:.2g} in the largest image"
     return InputSize(rows, columns, reason)
 
 
@@ -140,10 +143,4 @@ def _fit(size: tuple[float, float], max_pixels: float) -> tuple[int, int]:
     """Largest multiples of about the same aspect that have no more than a number of pixels."""
     scale = math.sqrt(max_pixels / (size[0] * size[1]))
     rows, columns = (max(1, math.floor(side * scale / MULTIPLE)) * MULTIPLE for side in size)
-    if min(rows, columns) < MIN_SIDE and min(size) * scale < MIN_SIDE:
-        msg = (
-            f"The time budget allows images of no more than {math.floor(max_pixels)} pixels, too few for the detector: "
-            "raise it."
-        )
-        raise ValueError(msg)
     return rows, columns

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,8 +37,8 @@ class Schedule:
 
     training_steps: int = 6000
     batch_size: int = 8
-    diffusion: DiffusionConfig | None = DiffusionConfig()
-    bank: BankConfig | None = BankConfig()
+    diffusion: DiffusionConfig | None = field(default_factory=DiffusionConfig)
+    bank: BankConfig | None = field(default_factory=BankConfig)
 
 
 class CostMeter:

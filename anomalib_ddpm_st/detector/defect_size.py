@@ -3,13 +3,13 @@
 
 """Pre-processor whose input size follows from the smallest defect that matters."""
 
-import logging
 import math
 from typing import Any
 
 from anomalib.data import AnomalibDataModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_ddpm_st.core.config import check_positive
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
@@ -18,8 +18,6 @@ from anomalib_ddpm_st.core.input_size import MAX_COST, InputSize, choose_input_s
 from .components import make_pre_processor
 from .cost import CostMeter
 from .torch_model import DdpmStModel
-
-logger = logging.getLogger(__name__)
 
 
 class DefectSizePreProcessor(PreProcessor):
@@ -60,13 +58,11 @@ class DefectSizePreProcessor(PreProcessor):
         self.max_cost = max_cost
         self.input_size: InputSize | None = None
 
-    def choose(self, images: NormalImages, meter: CostMeter | None = None) -> None:
-        """Choose the size, unless it is known.
+    def choose(self, datamodule: AnomalibDataModule) -> None:
+        """Choose the size by the normal images of a training set, unless it is known.
 
         Args:
-            images (NormalImages): Normal images without this pre-processor.
-            meter (CostMeter | None): Measures the cost on this machine, to report it together with the choice. ``None``
-                for no report. Defaults to ``None``.
+            datamodule (AnomalibDataModule): Datamodule that is set up for a Trainer.
 
         Raises:
             ValueError: If there are no images, an image cannot be read, the defect is larger than the images, or
@@ -75,15 +71,15 @@ class DefectSizePreProcessor(PreProcessor):
         if self.transform is not None:
             return
         # Not by durations, which differ from one run to the next: a resumed training must see images of the same size.
-        self.input_size = choose_input_size(
-            images.shown_sizes(), self.smallest_defect, self.pixel_size, self.max_cost * math.prod(DEFAULT_IMAGE_SIZE)
-        )
+        max_pixels = self.max_cost * math.prod(DEFAULT_IMAGE_SIZE)
+        sizes = NormalImages.from_datamodule(datamodule).shown_sizes()
+        self.input_size = choose_input_size(sizes, self.smallest_defect, self.pixel_size, max_pixels)
         super().load_checkpoint_config(make_pre_processor(self.input_size.image_size).checkpoint_config())
-        if meter is not None:
-            logger.info("%s", describe_choice(self.input_size, meter))
+        # The datamodule resizes, too.
+        datamodule.setup(TrainerFn.FITTING)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the size by the training set of the datamodule, unless training has done so before its first stage.
+        """Choose the size for a test or a prediction, or in another process than the one that prepares the training.
 
         Args:
             trainer (Trainer): Trainer.
@@ -93,13 +89,14 @@ class DefectSizePreProcessor(PreProcessor):
         Raises:
             TypeError: If the model is not a :class:`DdpmSt`, or training has no datamodule.
         """
-        if not isinstance(pl_module.model, DdpmStModel):
+        if not isinstance(getattr(pl_module.model, "_orig_mod", pl_module.model), DdpmStModel):
             name = type(pl_module).__name__
             msg = (
                 f"DefectSizePreProcessor does not normalise images, as {name} needs it: use "
                 f"{name}.configure_pre_processor with the size that 'anomalib-ddpm-st size' prints."
             )
             raise TypeError(msg)
+        del stage
         datamodule = getattr(trainer, "datamodule", None)
         if self.transform is not None or (not isinstance(datamodule, AnomalibDataModule) and trainer.ckpt_path):
             return
@@ -109,9 +106,7 @@ class DefectSizePreProcessor(PreProcessor):
                 "a trained model."
             )
             raise TypeError(msg)
-        self.choose(NormalImages.from_datamodule(datamodule))
-        # The datamodule resizes, too.
-        datamodule.setup(stage)
+        self.choose(datamodule)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Take the size from a checkpoint.

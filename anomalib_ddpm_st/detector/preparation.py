@@ -19,7 +19,7 @@ from anomalib_ddpm_st.synthesis.preparation import prepare_bank
 from .augmentation import MAX_REFERENCES
 from .checks import check_before_training
 from .cost import CostMeter, Schedule
-from .defect_size import DefectSizePreProcessor
+from .defect_size import DefectSizePreProcessor, describe_choice
 from .pose_selection import PoseOption, select_pose
 from .torch_model import DdpmStModel
 from .training_data import DetectorModule, TrainingData
@@ -58,27 +58,27 @@ class PreparationMixin(Base):
         except FileNotFoundError as error:
             msg = f"The images are missing ({error}): check the root and the folders of the datamodule."
             check_before_training(cast("DetectorModule", self), None, [FileNotFoundError(msg)])
-        self._choose_input_size(datamodule)
+        if isinstance(self.pre_processor, DefectSizePreProcessor):
+            self.pre_processor.choose(datamodule)
         self._data = TrainingData.from_datamodule(datamodule, self.pre_processor)
         check_before_training(cast("DetectorModule", self), self._data)
+        self._report_cost(datamodule.train_batch_size)
         self._select_pose(self._data.images)
         self._prepare_bank(self._data.images)
 
-    def _choose_input_size(self, datamodule: AnomalibDataModule) -> None:
-        """Choose the input size by the normal images, if the pre-processor leaves it to them."""
-        if not isinstance(self.pre_processor, DefectSizePreProcessor):
+    def _report_cost(self, batch_size: int) -> None:
+        """Report why the input size was chosen and what it costs, if the pre-processor has chosen it."""
+        if not isinstance(self.pre_processor, DefectSizePreProcessor) or self.pre_processor.input_size is None:
             return
         schedule = Schedule(
             self.training_steps,
-            datamodule.train_batch_size,
+            batch_size,
             self.diffusion if self.defects.needs_bank and self.diffusion_path is None else None,
             self.bank if self.defects.needs_bank else None,
         )
         precision = self.trainer.precision_plugin.forward_context
         meter = CostMeter(self.model, schedule, self.trainer.strategy.root_device, precision)
-        self.pre_processor.choose(NormalImages.from_datamodule(datamodule), meter)
-        # The datamodule resizes, too.
-        datamodule.setup(TrainerFn.FITTING)
+        logger.info("%s", describe_choice(self.pre_processor.input_size, meter))
 
     def _prepare_bank(self, images: NormalImages | None) -> None:
         """Prepare the bank of textures of normal images, if the source of the defects needs one."""
