@@ -218,7 +218,7 @@ def save_plot(table: pd.DataFrame, sizes: dict[str, list[tuple[int, int]]], path
         for defect, rows in means[means["category"] == category].groupby("defect"):
             sides = (rows["height"] * rows["width"]) ** 0.5
             (line,) = panel.plot(sides, rows["image_AUROC"], marker="o", label=f"{defect} pixels")
-            chosen = choose_input_size(sizes[category], float(defect), max_pixels=float(max(sides)) ** 2)
+            chosen = choose_input_size(sizes[category], float(defect))
             nearest = (sides - (chosen.height * chosen.width) ** 0.5).abs().idxmin()
             panel.plot(sides[nearest], rows["image_AUROC"][nearest], "*", markersize=16, color=line.get_color())
         panel.set_title(category)

@@ -136,7 +136,7 @@ def choose_input_size(
 
 def _round_up(side: float) -> int:
     """Next multiple, and not the one after it because of a rounding error."""
-    return max(1, math.ceil(round(side / MULTIPLE, 6))) * MULTIPLE
+    return max(1, math.ceil(round(side / MULTIPLE, 3))) * MULTIPLE
 
 
 def _fit(size: tuple[float, float], max_pixels: float) -> tuple[int, int]:

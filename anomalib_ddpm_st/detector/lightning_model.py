@@ -88,7 +88,8 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         top_k (int): Number of pixels whose mean is the score of a component; smaller images need fewer.
             Defaults to ``100``.
         pre_processor (PreProcessor | bool, optional): Pre-processor or flag to use the default, a resize to 256 x 256
-            pixels. It must not normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
+            pixels. :class:`DefectSizePreProcessor` chooses the size by the smallest defect that matters. It must not
+            normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
         post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default.
             Defaults to ``True``.
         evaluator (Evaluator | bool, optional): Evaluator or flag to use the default. Defaults to ``True``.

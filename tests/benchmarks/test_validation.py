@@ -3,6 +3,7 @@
 
 """Tests of the validation set of drawn defects."""
 
+from collections import Counter
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from validation import (
     KINDS,
     MIN_CONTRAST,
     draw,
+    draw_sized,
     split,
     whole_parts,
     write_validation_set,
@@ -103,6 +105,47 @@ def test_number_of_images_held_out(count: int, expected: int) -> None:
     train, held_out = split(paths)
     assert len(held_out) == expected
     assert sorted(train + held_out) == paths
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing a given size
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 32])
+@pytest.mark.parametrize("make", [surface, part])
+def test_size_of_defects(make: Any, size: int) -> None:  # noqa: ANN401
+    """Of every kind that can be so small; the mask is what changed, on the object only."""
+    rng = np.random.default_rng(size)
+    seen: Counter[str] = Counter()
+    for attempt in range(24):
+        image = make(attempt)
+        kind = list(KINDS)[attempt % 6]
+        result = draw_sized(image, kind, size, rng)
+        if result is None:
+            continue
+        seen[kind] += 1
+        defect, mask = result
+        assert defect.shape == image.shape
+        assert defect.dtype == mask.dtype == np.uint8
+        change = np.abs(defect.astype(int) - image).max(axis=2)
+        assert np.array_equal(mask > 0, change > CHANGE_THRESHOLD)
+        assert change[mask > 0].mean() >= MIN_CONTRAST
+        rows, columns = np.nonzero(mask)
+        assert abs(max(np.ptp(rows), np.ptp(columns)) + 1 - size) <= max(1, 0.25 * size)
+        if make is part:
+            object_area = np.zeros(mask.shape, bool)
+            object_area[28:72, 20:80] = True
+            assert not change[~grow(object_area, 3)].any()
+    assert len(seen) >= 2
+    assert sum(seen.values()) >= 5
+
+
+def test_seed_decides_defects_of_a_size() -> None:
+    first, second, other = (draw_sized(surface(0), "spot", 12, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first[0], second[0])
+    assert other is None or not np.array_equal(first[0], other[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from anomalib_ddpm_st.core.datasets import ImageFiles, list_images, read_item, without_augmentations
+from anomalib_ddpm_st.core.datasets import ImageFiles, list_images, read_item, read_size, without_augmentations
 
 TENSORS = TensorDataset(torch.rand(2, 3, 8, 8))
 
@@ -133,3 +133,14 @@ def test_errors_of_the_dataset_are_named(error: type[Exception], tmp_path: Path)
     dataset.error = IndexError
     with pytest.raises(IndexError):
         read_item(dataset, 0, path)
+
+
+def test_size_from_the_header(tmp_path: Path) -> None:
+    """The pixels need not be there, but the header."""
+    path = tmp_path / "image.png"
+    content = Path(save(path)).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert read_size(str(path)) == (12, 20)
+    path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"image.png cannot be read .*: repair it or remove it\.$"):
+        read_size(str(path))

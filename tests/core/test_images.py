@@ -556,6 +556,16 @@ def test_aspect_does_not_depend_on_what_was_read(tmp_path: Path, monkeypatch: py
     assert len({each.aspect() for each in images}) == 1
 
 
+def test_shown_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the headers alone, in pixels of the files, less what a crop leaves out."""
+    paths = [save(tmp_path / f"{width}.png", np.zeros((40, width, 3), dtype=np.uint8)) for width in (40, 60, 60)]
+    monkeypatch.setattr(module, "read_item", None)
+    assert NormalImages.from_files(paths).shown_sizes() == [(40, 40), (40, 60), (40, 60)]
+    crop = Compose([Resize((20, 20), antialias=False), CenterCrop((20, 10))])
+    images = NormalImages(module.ImageFiles(paths), augmentations=crop)
+    assert images.shown_sizes() == [pytest.approx(size, rel=0.1) for size in [(40, 20), (40, 30), (40, 30)]]
+
+
 def write_bars(folder: Path, count: int = 4, size: tuple[int, int] = (64, 64)) -> list[Path]:
     """Images of a bar in different places."""
     paths = []

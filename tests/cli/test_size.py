@@ -1,0 +1,104 @@
+# Copyright (C) 2026 anomalib_ddpm_st authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-ddpm-st size``."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from anomalib_ddpm_st.cli import DdpmStCLI
+from anomalib_ddpm_st.cli import size as module
+from anomalib_ddpm_st.detector.cost import CostMeter
+
+
+@pytest.fixture(autouse=True)
+def costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One minute and one millisecond for 1000 pixels."""
+    for name in ("minutes", "milliseconds"):
+        monkeypatch.setattr(CostMeter, name, lambda _, size: size[0] * size[1] / 1000)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two images of 600 x 900 pixels."""
+    folder = tmp_path_factory.mktemp("wide")
+    for index in range(2):
+        Image.fromarray(np.full((600, 900, 3), 50 * index, np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def recommend(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[str, dict[str, Any]]:
+    """What the command prints: the line, and the config."""
+    DdpmStCLI(["size", *(str(argument) for argument in arguments)])
+    output = capsys.readouterr().out
+    config = output.split("For the config of the model:\n")[1].split("For diffusion")[0]
+    return output.splitlines()[0], yaml.safe_load(config)
+
+
+def resized(config: dict[str, Any]) -> list[int]:
+    """Size in a config."""
+    return config["model"]["init_args"]["pre_processor"]["init_args"]["transform"]["init_args"]["size"]
+
+
+def test_recommendation(wide: Path, capsys: pytest.CaptureFixture) -> None:
+    """The config makes a model with the size, and the size is in pixels of the original or in mm."""
+    line, config = recommend(capsys, "--images", wide, "--smallest_defect=40")
+    assert line.startswith("Input size 256 x 384 pixels: a defect of 40 pixels covers 17.1 pixels of the input.")
+    assert "about 98.3 minutes and an image 98.3 ms" in line
+    assert recommend(capsys, "--images", wide, "--smallest_defect=2", "--pixel_size=0.05") == (line, config)
+    command = DdpmStCLI(
+        ["fit", "--model=DdpmSt", "--model.pre_trained=false", *_options(config), "--data=MVTecAD"], run=False
+    )
+    assert command.model.pre_processor.transform.size == [256, 384]
+    assert command.model.pre_processor.transform.antialias is False
+
+
+def _options(config: dict[str, Any]) -> list[str]:
+    """The config of the pre-processor as an option."""
+    return [f"--model.pre_processor={config['model']['init_args']['pre_processor']}"]
+
+
+@pytest.mark.parametrize("option", ["--max_minutes=60", "--max_milliseconds=60", "--max_cost=0.9155"])
+def test_budget(wide: Path, capsys: pytest.CaptureFixture, option: str) -> None:
+    """60,000 pixels."""
+    line, config = recommend(capsys, "--images", wide, "--smallest_defect=10", option)
+    assert resized(config) == [192, 288]
+    assert "because of the budget" in line
+
+
+def test_datamodule(wide: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    folder = {"name": "wide", "root": str(wide), "normal_dir": ".", "normal_split_ratio": 0.5}
+    path.write_text(yaml.safe_dump({"class_path": "anomalib.data.Folder", "init_args": folder}))
+    _, config = recommend(capsys, "--data", path, "--smallest_defect=40")
+    assert resized(config) == [256, 384]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"smallest_defect": -1.0}, "smallest_defect must be a finite number above 0, got -1.0"),
+        ({"pixel_size": 0.0}, "pixel_size must be a finite number above 0"),
+        ({"max_cost": 0.0}, "max_cost must be a finite number above 0"),
+        ({"max_minutes": 0.0}, "max_minutes must be a finite number above 0"),
+        ({"max_milliseconds": -2.0}, "max_milliseconds must be a finite number above 0"),
+        ({"max_minutes": 1.0}, "The budget allows for 1000 pixels of an image"),
+        ({"smallest_defect": 901.0}, "larger than the images"),
+        ({"images": None}, "Give either a folder of normal images"),
+    ],
+)
+def test_what_cannot_be(wide: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        module.size(**{"smallest_defect": 40.0, "images": wide, **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_image(tmp_path: Path) -> None:
+    (tmp_path / "only.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"only.png cannot be read .*: repair it or remove it\.$"):
+        module.size(10.0, images=tmp_path)
