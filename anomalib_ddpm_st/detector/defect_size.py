@@ -74,7 +74,8 @@ class DefectSizePreProcessor(PreProcessor):
         max_pixels = self.max_cost * math.prod(DEFAULT_IMAGE_SIZE)
         sizes = NormalImages.from_datamodule(datamodule).shown_sizes()
         self.input_size = choose_input_size(sizes, self.smallest_defect, self.pixel_size, max_pixels)
-        super().load_checkpoint_config(make_pre_processor(self.input_size.image_size).checkpoint_config())
+        made = make_pre_processor(self.input_size.image_size)
+        self.transform, self.export_transform = made.transform, made.export_transform
         # The datamodule resizes, too.
         datamodule.setup(TrainerFn.FITTING)
 

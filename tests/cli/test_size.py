@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from anomalib.models import AnomalibModule
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from anomalib_ddpm_st.cli import DdpmStCLI
@@ -32,9 +34,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recommend(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[str, dict[str, Any]]:
+def recommend(capsys: pytest.CaptureFixture, **arguments: Any) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
     """What the command prints: the line, and the config."""
-    DdpmStCLI(["size", *(str(argument) for argument in arguments)])
+    module.size(**arguments)
+    return read_output(capsys)
+
+
+def read_output(capsys: pytest.CaptureFixture) -> tuple[str, dict[str, Any]]:
+    """Line and config in what was printed."""
     output = capsys.readouterr().out
     config = output.split("For the config of the model:\n")[1].split("For diffusion")[0]
     return output.splitlines()[0], yaml.safe_load(config)
@@ -46,36 +53,35 @@ def resized(config: dict[str, Any]) -> list[int]:
 
 
 def test_recommendation(wide: Path, capsys: pytest.CaptureFixture) -> None:
-    """The config makes a model with the size, and the size is in pixels of the original or in mm."""
-    line, config = recommend(capsys, "--images", wide, "--smallest_defect=40")
+    """In pixels of the original images, or in mm; the config makes a model with the size."""
+    DdpmStCLI(["size", f"--images={wide}", "--smallest_defect=40"])
+    line, config = read_output(capsys)
     assert line.startswith("Input size 256 x 384 pixels: a defect of 40 pixels covers 17.1 pixels of the input.")
     assert "about 98.3 minutes and an image 98.3 ms" in line
-    assert recommend(capsys, "--images", wide, "--smallest_defect=2", "--pixel_size=0.05") == (line, config)
-    command = DdpmStCLI(
-        ["fit", "--model=DdpmSt", "--model.pre_trained=false", *_options(config), "--data=MVTecAD"], run=False
-    )
-    assert command.model.pre_processor.transform.size == [256, 384]
-    assert command.model.pre_processor.transform.antialias is False
+    assert recommend(capsys, images=wide, smallest_defect=2.0, pixel_size=0.05) == (line, config)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=AnomalibModule)
+    arguments = {"pre_trained": False, **config["model"]["init_args"]}
+    parsed = parser.parse_object({"model": {"class_path": "anomalib_ddpm_st.DdpmSt", "init_args": arguments}})
+    transform = parser.instantiate_classes(parsed)["model"].pre_processor.transform
+    assert list(transform.size) == [256, 384]
+    assert transform.antialias is False
 
 
-def _options(config: dict[str, Any]) -> list[str]:
-    """The config of the pre-processor as an option."""
-    return [f"--model.pre_processor={config['model']['init_args']['pre_processor']}"]
-
-
-@pytest.mark.parametrize("option", ["--max_minutes=60", "--max_milliseconds=60", "--max_cost=0.9155"])
-def test_budget(wide: Path, capsys: pytest.CaptureFixture, option: str) -> None:
+@pytest.mark.parametrize("bound", [{"max_minutes": 60.0}, {"max_milliseconds": 60.0}, {"max_cost": 0.9155}])
+def test_budget(wide: Path, capsys: pytest.CaptureFixture, bound: dict[str, float]) -> None:
     """60,000 pixels."""
-    line, config = recommend(capsys, "--images", wide, "--smallest_defect=10", option)
+    line, config = recommend(capsys, images=wide, smallest_defect=10.0, **bound)
     assert resized(config) == [192, 288]
     assert "because of the budget" in line
 
 
 def test_datamodule(wide: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     path = tmp_path / "data.yaml"
-    folder = {"name": "wide", "root": str(wide), "normal_dir": ".", "normal_split_ratio": 0.5}
-    path.write_text(yaml.safe_dump({"class_path": "anomalib.data.Folder", "init_args": folder}))
-    _, config = recommend(capsys, "--data", path, "--smallest_defect=40")
+    splits = {"test_split_mode": "none", "val_split_mode": "none"}
+    folder = {"name": "wide", "root": str(wide.parent), "normal_dir": wide.name, **splits}
+    path.write_text(yaml.safe_dump({"class_path": "Folder", "init_args": folder}))
+    _, config = recommend(capsys, data=path, smallest_defect=40.0)
     assert resized(config) == [256, 384]
 
 

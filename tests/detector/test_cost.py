@@ -3,7 +3,7 @@
 
 """Tests of the estimate of what training and testing cost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import pytest
@@ -65,7 +65,7 @@ def test_training_is_not_changed(network: DdpmStModel, monkeypatch: pytest.Monke
     entered = []
 
     @contextmanager
-    def context() -> Iterator[None]:
+    def context() -> Generator[None, None, None]:
         entered.append(True)
         yield
 

@@ -103,7 +103,7 @@ def test_set_up_for_a_test(root: Path, network: DdpmStModel) -> None:
 
 
 def test_other_models_need_normalisation(root: Path) -> None:
-    with pytest.raises(TypeError, match="use SimpleNamespace.configure_pre_processor with the size that"):
+    with pytest.raises(TypeError, match=r"use SimpleNamespace\.configure_pre_processor with the size that"):
         DefectSizePreProcessor(DEFECT).setup(make_trainer(set_up(root)), make_module(nn.Identity()), "fit")
 
 
