@@ -3,15 +3,13 @@
 
 """``anomalib-ddpm-st size``: the input size that the smallest defect needs."""
 
-import math
 from pathlib import Path
 
 import torch
 import yaml
 
 from anomalib_ddpm_st.core.config import check_positive
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE
-from anomalib_ddpm_st.core.input_size import MAX_COST, choose_input_size
+from anomalib_ddpm_st.core.input_size import MAX_COST, budget_pixels, choose_input_size
 from anomalib_ddpm_st.detector.cost import CostMeter
 from anomalib_ddpm_st.detector.defect_size import describe_choice
 from anomalib_ddpm_st.detector.torch_model import build_model
@@ -28,9 +26,9 @@ def size(
     max_minutes: float | None = None,
     max_milliseconds: float | None = None,
 ) -> None:
-    """Recommend an input size by the smallest defect that matters, with its cost and the config that sets it.
+    """Recommend an input size by the smallest defect that matters.
 
-    The cost is that of the default settings in batches of 8 images, in 32 bit, and on a GPU if there is one.
+    It prints the size, its cost on this machine and the config that sets it. The cost is that of the default settings in batches of 8 images, in 32 bit, and on a GPU if there is one.
 
     Args:
         smallest_defect (float): Longer side of the smallest defect that matters, in pixels of the original images, or
@@ -46,7 +44,7 @@ def size(
         ValueError: If a setting is not above 0, there are no images or one cannot be read, the defect is larger than
             the images, or the time budget is too small.
     """
-    check_positive("max_cost", max_cost)
+    allowed = budget_pixels(max_cost)
     if max_minutes is not None:
         check_positive("max_minutes", max_minutes)
     if max_milliseconds is not None:
@@ -54,7 +52,7 @@ def size(
     sizes = find_normal_images(images, data)(None).shown_sizes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     meter = CostMeter(build_model(), device=device)
-    max_pixels = min(max_cost * math.prod(DEFAULT_IMAGE_SIZE), meter.max_pixels(max_minutes, max_milliseconds))
+    max_pixels = min(allowed, meter.max_pixels(max_minutes, max_milliseconds))
     chosen = choose_input_size(sizes, smallest_defect, pixel_size, max_pixels)
     resize = {"size": list(chosen.image_size), "antialias": False}
     transform = {"class_path": "torchvision.transforms.v2.Resize", "init_args": resize}

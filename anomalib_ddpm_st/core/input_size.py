@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from .config import check_positive
+from .images import DEFAULT_IMAGE_SIZE
 
 # Sides are multiples of this, so that every level of teacher and DDPM has whole pixels.
 MULTIPLE = 32
@@ -66,6 +67,22 @@ def defect_pixels(smallest_defect: float, pixel_size: float | None = None) -> fl
         return float(smallest_defect)
     check_positive("pixel_size", pixel_size)
     return smallest_defect / pixel_size
+
+
+def budget_pixels(max_cost: float) -> float:
+    """Number of pixels of an input that costs so many times what one of 256 x 256 pixels does.
+
+    Args:
+        max_cost (float): Cost in units of that of 256 x 256 pixels.
+
+    Returns:
+        float: Number of pixels.
+
+    Raises:
+        ValueError: If the cost is not above 0.
+    """
+    check_positive("max_cost", max_cost)
+    return max_cost * math.prod(DEFAULT_IMAGE_SIZE)
 
 
 def choose_input_size(

@@ -3,7 +3,6 @@
 
 """Pre-processor whose input size follows from the smallest defect that matters."""
 
-import math
 from typing import Any
 
 from anomalib.data import AnomalibDataModule
@@ -11,9 +10,8 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from anomalib_ddpm_st.core.config import check_positive
-from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
-from anomalib_ddpm_st.core.input_size import MAX_COST, InputSize, choose_input_size, defect_pixels
+from anomalib_ddpm_st.core.images import NormalImages
+from anomalib_ddpm_st.core.input_size import MAX_COST, InputSize, budget_pixels, choose_input_size, defect_pixels
 
 from .components import make_pre_processor
 from .cost import CostMeter
@@ -52,10 +50,9 @@ class DefectSizePreProcessor(PreProcessor):
     ) -> None:
         super().__init__()
         defect_pixels(smallest_defect, pixel_size)
-        check_positive("max_cost", max_cost)
         self.smallest_defect = smallest_defect
         self.pixel_size = pixel_size
-        self.max_cost = max_cost
+        self.max_pixels = budget_pixels(max_cost)
         self.input_size: InputSize | None = None
 
     def choose(self, datamodule: AnomalibDataModule) -> None:
@@ -71,9 +68,8 @@ class DefectSizePreProcessor(PreProcessor):
         if self.transform is not None:
             return
         # Not by durations, which differ from one run to the next: a resumed training must see images of the same size.
-        max_pixels = self.max_cost * math.prod(DEFAULT_IMAGE_SIZE)
         sizes = NormalImages.from_datamodule(datamodule).shown_sizes()
-        self.input_size = choose_input_size(sizes, self.smallest_defect, self.pixel_size, max_pixels)
+        self.input_size = choose_input_size(sizes, self.smallest_defect, self.pixel_size, self.max_pixels)
         made = make_pre_processor(self.input_size.image_size)
         self.transform, self.export_transform = made.transform, made.export_transform
         # The datamodule resizes, too.
@@ -137,8 +133,12 @@ def describe_choice(size: InputSize, meter: CostMeter) -> str:
     Returns:
         str: Line.
     """
-    minutes, milliseconds = meter.minutes(size.image_size), meter.milliseconds(size.image_size)
+    # Not as 1.2e+03.
+    minutes, milliseconds = (
+        f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+        for value in (meter.minutes(size.image_size), meter.milliseconds(size.image_size))
+    )
     return (
-        f"Input size {size} pixels: {size.reason}. On this machine, training takes about "
-        f"{minutes:.3g} minutes and an image {milliseconds:.3g} ms."
+        f"Input size {size} pixels: {size.reason}. On this machine, training takes about {minutes} minutes and an "
+        f"image {milliseconds} ms."
     )

@@ -125,10 +125,10 @@ def test_description(root: Path) -> None:
     pre_processor = DefectSizePreProcessor(DEFECT)
     pre_processor.choose(set_up(root))
     assert pre_processor.input_size is not None
-    meter: Any = SimpleNamespace(minutes=lambda _: 12.345, milliseconds=lambda _: 6.789)
+    meter: Any = SimpleNamespace(minutes=lambda _: 1234.5, milliseconds=lambda _: 6.789)
     line = describe_choice(pre_processor.input_size, meter)
     assert line.startswith("Input size 128 x 192 pixels: a defect of 50 pixels covers 16 pixels of the input.")
-    assert line.endswith("On this machine, training takes about 12.3 minutes and an image 6.79 ms.")
+    assert line.endswith("On this machine, training takes about 1234 minutes and an image 6.79 ms.")
 
 
 def test_no_size_before_there_are_images() -> None:
