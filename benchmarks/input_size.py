@@ -242,10 +242,10 @@ def main() -> None:
         paths = [str(path) for path in sorted((options.data_root / category / "train" / "good").glob("*.png"))]
         sizes[category] = NormalImages.from_files(paths).shown_sizes()
         for seed in options.seeds:
-            known = {"category": category, "seed": seed}
+            known = {"category": category, "seed": seed, "images": options.images}
             is_known = lambda size: has_row(options.output, height=size[0], width=size[1], **known)  # noqa: B023, E731
             for row in run(paths, seed, options.teacher_weights, options.images, options.fractions, is_known):
-                append_row(options.output, {**known, "images": options.images, **row, "commit": commit()})
+                append_row(options.output, {**known, **row, "commit": commit()})
                 logger.warning("%s %s", category, row)
     save_plot(read_table(options.output), sizes, options.output.with_suffix(".png"))
 

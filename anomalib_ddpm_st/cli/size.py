@@ -28,7 +28,8 @@ def size(
 ) -> None:
     """Recommend an input size by the smallest defect that matters.
 
-    It prints the size, its cost on this machine and the config that sets it. The cost is that of the default settings in batches of 8 images, in 32 bit, and on a GPU if there is one.
+    It prints the size, its cost on this machine and the config that sets it. The cost is that of the default settings
+    in batches of 8 images, in 32 bit, and on a GPU if there is one.
 
     Args:
         smallest_defect (float): Longer side of the smallest defect that matters, in pixels of the original images, or
