@@ -212,7 +212,8 @@ def save_plot(table: pd.DataFrame, sizes: dict[str, list[tuple[int, int]]], path
         sizes (dict[str, list[tuple[int, int]]]): Sizes of the original images by category.
         path (Path): PNG file.
     """
-    figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 3.5), layout="constrained", squeeze=False)
+    width = 4 * len(sizes)
+    figure, axes = plt.subplots(1, len(sizes), figsize=(width, 3.5), layout="constrained", squeeze=False, sharey=True)
     means = table.groupby(["category", "defect", "height", "width"], as_index=False)["image_AUROC"].mean()
     for panel, category in zip(axes[0], sizes, strict=True):
         for defect, rows in means[means["category"] == category].groupby("defect"):
@@ -225,7 +226,8 @@ def save_plot(table: pd.DataFrame, sizes: dict[str, list[tuple[int, int]]], path
         panel.set_xlabel("side of the input in pixels (root of the area)")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("image AUROC in %")
-    axes[0][0].legend(title="defect")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="Defect (star: choice)", loc="outside right upper")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
