@@ -3,9 +3,15 @@
 
 """Default pre-processor and evaluator of DdpmSt."""
 
+from typing import Any
+
+import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
+from torchmetrics import MeanMetric, SumMetric
 from torchvision.transforms.v2 import (
     CenterCrop,
     Compose,
@@ -76,11 +82,78 @@ def crops_before_resize(transform: nn.Module | None) -> bool:
     return any(isinstance(step, Resize) for step in steps[1:]) and not isinstance(steps[0], Resize)
 
 
+class OneClassEvaluator(Evaluator):
+    """anomalib's evaluator, which leaves out the metrics of a set without defects.
+
+    AUROC, AUPRO, AUPR and F1 score need good and defective images; of good ones alone they would be 0. A test set of
+    good images gives their false positive rate, ``image_FPR``: the fraction of them that count as defective.
+
+    Args:
+        **kwargs (Any): Arguments of ``anomalib.metrics.Evaluator``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(**kwargs)
+        self._num_defective = SumMetric()
+        self._false_positives = MeanMetric()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT | None,
+        batch: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Update validation metrics and count defective images."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, *args, **kwargs)
+        self._num_defective.update(batch.gt_label.sum())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute and log validation metrics, if there were defects."""
+        if self._has_defects(self.val_metrics):
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT | None,
+        batch: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Update test metrics and count defective images."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, *args, **kwargs)
+        self._num_defective.update(batch.gt_label.sum())
+        if batch.pred_label is not None and batch.pred_label.dtype == torch.bool:
+            self._false_positives.update(batch.pred_label[~batch.gt_label.bool()].float())
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute and log test metrics, or the false positive rate if there were no defects."""
+        if self._has_defects(self.test_metrics):
+            super().on_test_epoch_end(trainer, pl_module)
+        elif self._false_positives.update_called:
+            self.log("image_FPR", self._false_positives.compute())  # type: ignore[operator]
+        self._false_positives.reset()
+
+    def _has_defects(self, metrics: nn.ModuleList) -> bool:
+        """Whether there were defects since the last call; otherwise the metrics forget what they have seen."""
+        found = bool(self._num_defective.compute() > 0) if self._num_defective.update_called else False
+        self._num_defective.reset()
+        if not found:
+            for metric in metrics:
+                metric.reset()  # type: ignore[operator]
+        return found
+
+
 def make_evaluator() -> Evaluator:
     """Make the default evaluator.
 
     Returns:
-        Evaluator: Image and pixel AUROC for validation; these, AUPRO, pixel AUPR and F1 scores for test.
+        Evaluator: :class:`OneClassEvaluator` with image and pixel AUROC for validation; these, AUPRO, pixel AUPR and F1
+        scores for test.
     """
 
     def aurocs() -> list:
@@ -89,7 +162,7 @@ def make_evaluator() -> Evaluator:
             AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
         ]
 
-    return Evaluator(
+    return OneClassEvaluator(
         val_metrics=aurocs(),
         test_metrics=[
             *aurocs(),

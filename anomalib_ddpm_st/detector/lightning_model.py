@@ -13,6 +13,7 @@ from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch
 from anomalib.metrics import Evaluator
 from anomalib.models import AnomalibModule
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
@@ -36,6 +37,7 @@ from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE
 from .normal_reference import NormalReference
 from .pose_selection import PoseOption
+from .post_processing import OneClassPostProcessor
 from .preparation import PreparationMixin
 from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model, upgrade_weights
 from .training_run import TrainingRun
@@ -90,8 +92,8 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         pre_processor (PreProcessor | bool, optional): Pre-processor or flag to use the default, a resize to 256 x 256
             pixels. :class:`DefectSizePreProcessor` chooses the size by the smallest defect that matters. It must not
             normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
-        post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default.
-            Defaults to ``True``.
+        post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default,
+            :class:`OneClassPostProcessor`, which also finds a threshold without defects. Defaults to ``True``.
         evaluator (Evaluator | bool, optional): Evaluator or flag to use the default. Defaults to ``True``.
         visualizer (Visualizer | bool, optional): Visualizer or flag to use the default. Defaults to ``True``.
 
@@ -254,6 +256,8 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         if renew_memory:
             reference.fill_memory_bank(pixels)
         reference.calibrate_scores()
+        if isinstance(self.post_processor, OneClassPostProcessor) and self.post_processor.from_good_images:
+            self.post_processor.use_good_images(reference.normal_scores, reference.num_known, None)
 
     def on_validation_start(self) -> None:
         """Calibrate the scores in training: the thresholds and checkpoints of this validation depend on them."""
@@ -353,6 +357,10 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
     ) -> PreProcessor:
         """Default pre-processor, see :func:`make_pre_processor`."""
         return make_pre_processor(image_size, center_crop_size)
+
+    def configure_post_processor(self) -> PostProcessor:
+        """Default post-processor, see :class:`OneClassPostProcessor`."""
+        return OneClassPostProcessor()
 
     @staticmethod
     def configure_evaluator() -> Evaluator:

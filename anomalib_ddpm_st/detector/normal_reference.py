@@ -17,7 +17,7 @@ from anomalib_ddpm_st.synthesis.foreground import find_foreground
 
 from .augmentation import SYMMETRIES, Augmentation, allowed_symmetries, jitter_pair
 from .position import ALIKE, ANYWHERE, MIN_IMAGES, choose_position_weight, explained_by_place
-from .torch_model import DdpmStModel
+from .torch_model import DdpmStModel, NormalScores
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class NormalReference:
     Attributes:
         symmetries (torch.Tensor): Flips and quarter turns to train with, rows of ``SYMMETRIES``, boolean of shape
             ``(A, 3)``, on the CPU.
+        normal_scores (NormalScores | None): Scores of slightly varied normal images, set by :meth:`calibrate_scores`.
+        num_known (int): Number of different images among these.
     """
 
     def __init__(
@@ -55,18 +57,19 @@ class NormalReference:
         self.symmetries = self._find_symmetries(images)
         self._calibrated_step: int | None = None
         self._sample: torch.Tensor | None = None
-        self._num_known = 0
+        self.normal_scores: NormalScores | None = None
+        self.num_known = 0
         if images is not None:
             indices = evenly_spaced(len(images), SCALE_IMAGES)
-            self._num_known = len(indices)
+            self.num_known = len(indices)
             self._sample = images[indices.repeat(math.ceil(SCALE_IMAGES / len(indices)))[:SCALE_IMAGES]]
 
     @cached_property
     def position_weight(self) -> float:
         """Weight of the position in the memory bank, see :func:`choose_position_weight`."""
-        if self._sample is None or self._num_known < MIN_IMAGES:
+        if self._sample is None or self.num_known < MIN_IMAGES:
             return ANYWHERE
-        batches = [self._pose(batch) for batch in self._sample[: self._num_known].split(BATCH_SIZE)]
+        batches = [self._pose(batch) for batch in self._sample[: self.num_known].split(BATCH_SIZE)]
         with torch.no_grad():
             explained = explained_by_place([self._features(batch) for batch in batches])
         surfaces = torch.cat([find_foreground(batch).is_surface for batch in batches]).float().mean()
@@ -125,7 +128,7 @@ class NormalReference:
         was_training = self._model.training
         self._model.eval()
         with torch.random.fork_rng():
-            self._model.calibrate(batch.to(self._device) for batch in self._varied_images())
+            self.normal_scores = self._model.calibrate(batch.to(self._device) for batch in self._varied_images())
         self._model.train(was_training)
 
     def _find_symmetries(self, images: torch.Tensor | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import starmap
+from typing import NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -31,6 +32,20 @@ MIN_LENGTH = 1e-12
 # Pixels for one place of the finest level that most CNNs have.
 FINEST_REDUCTION = 4
 FRAME_NUMBERS = len(PoseFrame().as_numbers())
+
+
+class NormalScores(NamedTuple):
+    """Raw scores of normal images.
+
+    Attributes:
+        images (torch.Tensor): Score of each image, of shape ``(N,)``.
+        highest (torch.Tensor): Highest value of each anomaly map, of shape ``(N,)``.
+        lowest (torch.Tensor): Lowest value of each anomaly map, of shape ``(N,)``.
+    """
+
+    images: torch.Tensor
+    highest: torch.Tensor
+    lowest: torch.Tensor
 
 
 class DdpmStModel(nn.Module):
@@ -251,8 +266,12 @@ class DdpmStModel(nn.Module):
         Returns:
             torch.Tensor: Scores of shape ``(B,)`` with values in [0, 1].
         """
-        weights = components[0].new_tensor(self.component_weights) / self.score_spread
-        return (self.component_scores(components) * weights / weights.sum()).sum(dim=1)
+        return self._weighted(self.component_scores(components))
+
+    def _weighted(self, scores: torch.Tensor) -> torch.Tensor:
+        """Weighted mean of scores of shape ``(B, number of components)``."""
+        weights = scores.new_tensor(self.component_weights) / self.score_spread
+        return (scores * weights / weights.sum()).sum(dim=1)
 
     def component_scores(self, components: Sequence[torch.Tensor]) -> torch.Tensor:
         """Mean of the highest values of each component: ``top_k`` pixels of the image, or the same area.
@@ -272,11 +291,14 @@ class DdpmStModel(nn.Module):
         return torch.stack(highest, dim=1)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[torch.Tensor]) -> None:
+    def calibrate(self, batches: Iterable[torch.Tensor]) -> NormalScores:
         """Set the spread of each component's scores from normal images.
 
         Args:
             batches (Iterable[torch.Tensor]): Batches of normal images of shape ``(B, 3, H, W)`` with values in [0, 1].
+
+        Returns:
+            NormalScores: Scores of these images with the new spread.
 
         Raises:
             RuntimeError: If the model is in training mode.
@@ -284,12 +306,15 @@ class DdpmStModel(nn.Module):
         if self.training:
             msg = "Scores are calibrated in evaluation mode: call eval() first."
             raise RuntimeError(msg)
-        scores = []
+        scores, bounds = [], []
         for images in batches:
             teacher, _, products = self.compare(images)
-            logits = self._logits(products, images)
-            scores.append(self.component_scores(self.components(teacher, products, logits)))
+            components = self.components(teacher, products, self._logits(products, images))
+            scores.append(self.component_scores(components))
+            bounds.append(torch.stack(self.anomaly_map(components).flatten(1).aminmax(dim=1), dim=1))
         self.score_spread.copy_(torch.cat(scores).std(dim=0, correction=0).clamp_min(MIN_SPREAD))
+        lowest, highest = torch.cat(bounds).unbind(dim=1)
+        return NormalScores(self._weighted(torch.cat(scores)), highest, lowest)
 
 
 def build_model(
