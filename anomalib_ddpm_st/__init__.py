@@ -12,6 +12,7 @@ Example:
     True
 """
 
+from .core import known_noise  # noqa: F401  # first, since it hides warnings of the imports below
 from .core.canonical_pose import CanonicalPose
 from .core.input_size import InputSize, choose_input_size
 from .detector import DdpmSt, DefectSizePreProcessor

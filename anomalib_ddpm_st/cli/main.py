@@ -4,9 +4,12 @@
 """``anomalib-ddpm-st``: anomalib's command line with this package registered and its own commands added."""
 
 import json
+import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,18 @@ from anomalib.cli import AnomalibCLI
 from anomalib.loggers import configure_logger
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
+from rich.logging import RichHandler
 
 from anomalib_ddpm_st.core.cache import content_key
+from anomalib_ddpm_st.core.known_noise import COMMAND, VERBOSE, hidden_noise
 from anomalib_ddpm_st.detector import DdpmSt
-from anomalib_ddpm_st.detector.training_run import interrupted_checkpoint
+from anomalib_ddpm_st.detector.training_run import interrupted_checkpoint, newest
 from anomalib_ddpm_st.registration import keep_benchmark_results
 
 from .demo import demo
 from .diffusion import diffusion
 from .size import size
+from .folder import add_folder_name
 from .synthesize import synthesize
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -54,7 +60,16 @@ class DdpmStCLI(AnomalibCLI):
             # The one command of anomalib that has no short option for the config.
             args = ["--config" if arg == "-c" else arg for arg in args]
             keep_benchmark_results()
-        super().__init__(args, run)
+        # No option of the parser, or it would be part of the saved config, which anomalib's own command line reads.
+        self.verbose = VERBOSE in args and args[:1] != ["install"]
+        args = [arg for arg in args if arg != VERBOSE or not self.verbose]
+        super().__init__(add_folder_name(args), run)
+
+    @staticmethod
+    def init_parser(**kwargs: Any) -> ArgumentParser:  # noqa: ANN401
+        """Make a parser whose help names the option that is no part of configs."""
+        kwargs.setdefault("epilog", f"{VERBOSE} shows all messages of anomalib, Lightning and other packages.")
+        return AnomalibCLI.init_parser(**kwargs)
 
     @staticmethod
     def anomalib_subcommands() -> dict[str, dict[str, str]]:
@@ -70,12 +85,20 @@ class DdpmStCLI(AnomalibCLI):
             # As in Lightning's own command line, which also applies a default seed for true.
             seed_everything(None if seed is True else seed, workers=True)
 
+    def instantiate_engine(self) -> None:
+        """Leave out Lightning's summary of the model, which counts no operation of it, unless it is asked for."""
+        trainer = self.config_init[self.subcommand].get("trainer")
+        if not self.verbose and trainer is not None and trainer.get("enable_model_summary") is None:
+            trainer["enable_model_summary"] = False
+        super().instantiate_engine()
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Add the checkpoint of an interrupted training with the same settings, unless one is given."""
         arguments = super()._prepare_subcommand_kwargs(subcommand)
         model = arguments.get("model")
         if subcommand not in {"fit", "train"} or not isinstance(model, DdpmSt):
             return arguments
+        model.announce = print
         config = self.config[subcommand].as_dict()
         given = config.pop("ckpt_path", None)
         model.fingerprint = content_key(json.loads(json.dumps(config, default=str)))
@@ -115,17 +138,43 @@ class DdpmStCLI(AnomalibCLI):
         """Run a command of this package, or pass it on to anomalib."""
         if self.subcommand not in COMMANDS:
             super()._run_subcommand()
+            if self.subcommand in {"fit", "train"} and isinstance(self.model, DdpmSt):
+                self._show_next_step()
             return
         arguments = self.config_init[self.subcommand].as_dict()
         arguments.pop("config", None)
         COMMANDS[self.subcommand](**arguments)
 
+    def _show_next_step(self) -> None:
+        """Print where the checkpoint is and the command that exports it."""
+        trainer = self.engine.trainer
+        path = newest(Path(trainer.default_root_dir).rglob("*.ckpt"))
+        if path is not None and trainer.is_global_zero:
+            command = f"{COMMAND} export --model DdpmSt --ckpt_path {shlex.quote(str(path))} --export_type openvino"
+            print(f"Checkpoint: {path}\nTo export it for the production line:\n  {command}")  # noqa: T201
+
+
+def _configure_logger(verbose: bool) -> None:
+    """Log as anomalib does, or once and without time and place."""
+    configure_logger()
+    if verbose:
+        return
+    for name in (None, "lightning.pytorch"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if isinstance(handler, RichHandler):
+                logger.removeHandler(handler)
+            else:
+                handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+
 
 def main() -> None:
     """Entry point of ``anomalib-ddpm-st``."""
-    configure_logger()
+    verbose = VERBOSE in sys.argv
+    _configure_logger(verbose)
     try:
-        DdpmStCLI()
+        with nullcontext() if verbose else hidden_noise():
+            DdpmStCLI()
     except KeyboardInterrupt as interruption:
         sys.exit(f"Interrupted. {interruption}")
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:

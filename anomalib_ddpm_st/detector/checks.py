@@ -25,8 +25,8 @@ from anomalib_ddpm_st.core.images import MIN_BAR, NormalImages
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.diffusion import load_pipeline
 
-from .components import crops_before_resize
-from .training_data import DetectorModule, TrainingData
+from .components import OneClassEvaluator, crops_before_resize
+from .training_data import DetectorModule, TrainingData, count_labels
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,11 @@ def _check_monitors(model: DetectorModule, trainer: Trainer, data: TrainingData 
     if any(type(callback).__module__.split(".")[0] not in QUIET_PACKAGES for callback in callbacks):
         return
     names = set(LOGGED_IN_TRAINING)
-    if data is None or (data.validation and trainer.limit_val_batches and model.evaluator is not None):
+    validates = data is None or (data.validation and trainer.limit_val_batches)
+    if validates and isinstance(model.evaluator, OneClassEvaluator) and data is not None:
+        # It leaves out the metrics of a set without defects.
+        validates = count_labels(data.validation) == (0, 0) or count_labels(data.validation)[1] > 0
+    if validates and (data is None or model.evaluator is not None):
         names |= {cast("AnomalibMetric", metric).name for metric in getattr(model.evaluator, "val_metrics", [])}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)

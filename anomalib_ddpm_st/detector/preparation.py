@@ -5,6 +5,7 @@
 
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +21,7 @@ from .augmentation import MAX_REFERENCES
 from .checks import check_before_training
 from .cost import CostMeter, Schedule
 from .defect_size import DefectSizePreProcessor, describe_choice
+from .plan import describe_training
 from .pose_selection import PoseOption, select_pose
 from .torch_model import DdpmStModel
 from .training_data import DetectorModule, TrainingData
@@ -46,6 +48,8 @@ class PreparationMixin(Base):
     stage_seconds: dict[str, float]
     diffusion_dir: Path | None
     bank_dir: Path | None
+    # Set by our command line, which prints the plan; otherwise it is logged.
+    announce: Callable[[str], None] | None = None
     _data: TrainingData | None = None
 
     def prepare_data(self) -> None:
@@ -64,6 +68,7 @@ class PreparationMixin(Base):
         check_before_training(cast("DetectorModule", self), self._data)
         self._report_cost(datamodule.train_batch_size)
         self._select_pose(self._data.images)
+        self._announce_plan(self._data)
         self._prepare_bank(self._data.images)
 
     def _report_cost(self, batch_size: int) -> None:
@@ -79,6 +84,12 @@ class PreparationMixin(Base):
         precision = self.trainer.precision_plugin.forward_context
         meter = CostMeter(self.model, schedule, self.trainer.strategy.root_device, precision)
         logger.info("%s", describe_choice(self.pre_processor.input_size, meter))
+    def _announce_plan(self, data: TrainingData) -> None:
+        """Say what will be trained and how long it takes, unless nobody listens: the estimate takes seconds."""
+        if self.announce is not None:
+            self.announce(describe_training(cast("DetectorModule", self), data))
+        elif logger.isEnabledFor(logging.INFO):
+            logger.info("%s", describe_training(cast("DetectorModule", self), data))
 
     def _prepare_bank(self, images: NormalImages | None) -> None:
         """Prepare the bank of textures of normal images, if the source of the defects needs one."""

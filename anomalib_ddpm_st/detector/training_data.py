@@ -3,6 +3,8 @@
 
 """What the parts of a training know of the model, and its data with or without a datamodule."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -12,8 +14,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from anomalib_ddpm_st.core.datasets import list_images
 from anomalib_ddpm_st.core.images import NormalImages
-from anomalib_ddpm_st.synthesis import DefectConfig
+from anomalib_ddpm_st.diffusion import DiffusionConfig
+from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig
 
 from .normal_reference import NormalReference
 from .torch_model import DdpmStModel
@@ -27,6 +31,9 @@ class DetectorModule(Protocol):
     reference: NormalReference | None
     pre_processor: nn.Module | None
     evaluator: nn.Module | None
+    loss: nn.Module
+    diffusion: DiffusionConfig
+    bank: BankConfig
     defects: DefectConfig
     pre_trained: bool
     diffusion_path: str | None
@@ -95,6 +102,22 @@ class TrainingData:
         images = NormalImages.from_dataset(loader.dataset, pre_processor, next(iter(validation), None))
         full = getattr(loader, "drop_last", False)
         return cls(images, None if full else getattr(loader, "batch_size", None), validation)
+
+
+def count_labels(datasets: Iterable[Dataset]) -> tuple[int, int]:
+    """Count the images of datasets.
+
+    Args:
+        datasets (Iterable[Dataset]): Datasets; those that do not list their images are left out.
+
+    Returns:
+        tuple[int, int]: Number of good and of defective images.
+    """
+    labels: list[int] = []
+    for dataset in datasets:
+        with suppress(TypeError):
+            labels += [label for _, _, _, label in list_images(dataset)]
+    return labels.count(0), len(labels) - labels.count(0)
 
 
 def list_loaders(loaders: Any) -> list[DataLoader]:  # noqa: ANN401

@@ -7,7 +7,7 @@ from .config import DiffusionConfig
 from .lightning_model import DiffusionModule
 from .pipeline import DefectPipeline, DefectPipelineOutput, load_pipeline
 from .scheduler import PerturbedDDPMScheduler
-from .training import train_diffusion
+from .training import time_diffusion, train_diffusion
 from .unet import build_unet
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "PerturbedDDPMScheduler",
     "build_unet",
     "load_pipeline",
+    "time_diffusion",
     "train_diffusion",
 ]

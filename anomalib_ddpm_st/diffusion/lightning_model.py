@@ -102,7 +102,20 @@ class DiffusionModule(pl.LightningModule):
             torch.Tensor: Scalar loss.
         """
         del batch_idx
-        images = batch[0].float() / 255
+        loss = self.loss(batch[0])
+        self.log("train_loss", loss)
+        return loss
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        """Weighted squared error of the predicted images at random steps.
+
+        Args:
+            images (torch.Tensor): Images, ``uint8`` of shape ``(B, 3, H, W)``.
+
+        Returns:
+            torch.Tensor: Scalar loss.
+        """
+        images = images.float() / 255
         if self.few_images:
             frames = find_frames(images)
             moved = random_affine(fill_frames(images, frames), FEW_ROTATION, FEW_SCALE, FEW_SHIFT).clamp(0, 1)
@@ -121,9 +134,7 @@ class DiffusionModule(pl.LightningModule):
         alphas_cumprod = self.noise_scheduler.alphas_cumprod.to(sample.device)[timesteps]
         weight = (alphas_cumprod / (1 - alphas_cumprod)).clamp(1, MAX_SNR_WEIGHT)
         error = functional.mse_loss(prediction.float(), sample, reduction="none").mean(dim=(1, 2, 3))
-        loss = (weight * error).mean()
-        self.log("train_loss", loss)
-        return loss
+        return (weight * error).mean()
 
     def _to_sample(self, images: torch.Tensor) -> torch.Tensor:
         """Scale images to [-1, 1], pad them to the size of the network and fold patches into channels."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from anomalib_ddpm_st.core.config import as_config
 from anomalib_ddpm_st.core.interruption import StopOnSignal
 from anomalib_ddpm_st.core.progress import StageProgressBar
+from anomalib_ddpm_st.core.timing import seconds_per_call
 from anomalib_ddpm_st.core.training_loader import ResumableSampler
 
 from .config import DiffusionConfig
@@ -33,6 +34,8 @@ ENOUGH_IMAGES = 20
 # Larger images are learned, and sampled, in windows.
 MAX_WHOLE_SIZE = 512
 WINDOW_SIZE = 256
+# Number of images that the speed of sampling is measured with.
+SAMPLED_IMAGES = 4
 
 
 def train_diffusion(
@@ -74,14 +77,7 @@ def train_diffusion(
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        module = DiffusionModule(
-            image_size=(images.shape[-2], images.shape[-1]),
-            block_out_channels=config.block_out_channels,
-            learning_rate=config.learning_rate,
-            training_steps=config.training_steps,
-            few_images=len(images) < ENOUGH_IMAGES,
-            window_size=WINDOW_SIZE if max(images.shape[-2:]) > MAX_WHOLE_SIZE else None,
-        )
+        module = _make_module(images, config)
         stop = SaveOnSignal(checkpoint, sampler)
         trainer = _make_trainer(checkpoint, config.training_steps, stop, **trainer_arguments)
         _fit(trainer, module, dataloader, checkpoint)
@@ -90,6 +86,57 @@ def train_diffusion(
         pipeline.save_pretrained(output_dir)
         checkpoint.unlink(missing_ok=True)
     return pipeline
+
+
+def time_diffusion(
+    images: torch.Tensor,
+    config: DiffusionConfig,
+    device: torch.device,
+    precision: str = "32-true",
+) -> tuple[float, float]:
+    """Measure on this machine how long a step of training and of sampling takes, with a network of the same size.
+
+    Args:
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        config (DiffusionConfig): Settings.
+        device (torch.device): Device to train on.
+        precision (str): Precision of the Trainer. Defaults to ``"32-true"``.
+
+    Returns:
+        tuple[float, float]: Seconds of a training step, and of a reverse step of one image.
+    """
+    with torch.random.fork_rng():
+        module = _make_module(images, config).to(device)
+    batch = images[:1].expand(config.batch_size, -1, -1, -1).to(device)
+    sampled = min(SAMPLED_IMAGES, config.batch_size)
+    normal = batch[:sampled].float() / 255
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+    def train() -> None:
+        with autocast:
+            loss = module.loss(batch)
+        loss.backward()
+
+    training = seconds_per_call(train, device)
+    pipeline = module.pipeline().to(device)
+
+    def sample() -> None:
+        with autocast:
+            pipeline(images=normal, num_inference_steps=1, start_timestep=1)
+
+    return training, seconds_per_call(sample, device) / sampled
+
+
+def _make_module(images: torch.Tensor, config: DiffusionConfig) -> DiffusionModule:
+    """Untrained DDPM for images, ``uint8`` of shape ``(N, 3, H, W)``."""
+    return DiffusionModule(
+        image_size=(images.shape[-2], images.shape[-1]),
+        block_out_channels=config.block_out_channels,
+        learning_rate=config.learning_rate,
+        training_steps=config.training_steps,
+        few_images=len(images) < ENOUGH_IMAGES,
+        window_size=WINDOW_SIZE if max(images.shape[-2:]) > MAX_WHOLE_SIZE else None,
+    )
 
 
 class SaveOnSignal(StopOnSignal):

@@ -17,7 +17,7 @@ from anomalib_ddpm_st.core.cache import cached_folder, content_key, default_cach
 from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.config import as_config
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
-from anomalib_ddpm_st.diffusion import DiffusionConfig, load_pipeline, train_diffusion
+from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline, train_diffusion
 
 from .config import BankConfig, DefectConfig
 from .generator import DiffusionAnomalyGenerator
@@ -69,7 +69,12 @@ def prepare_diffusion(
         train_diffusion(images, folder, config, accelerator=device.type, devices=devices, precision=precision)
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
 
-    return cached_folder(cache_dir, f"diffusion-{content_key(settings, images)}", build)
+    return cached_folder(cache_dir, _diffusion_name(images, config), build)
+
+
+def _diffusion_name(images: torch.Tensor, config: DiffusionConfig) -> str:
+    """Name of a trained DDPM in the cache."""
+    return f"diffusion-{content_key(asdict(config), images)}"
 
 
 def prepare_bank(
@@ -108,32 +113,92 @@ def prepare_bank(
     bank, diffusion = as_config(BankConfig, bank), as_config(DiffusionConfig, diffusion)
     cache_dir, device = _resolve(cache_dir, device)
     pixels = images.load(min_images=min_images)
-    aspect = _other_aspect(images, pixels)
     start = time.perf_counter()
     is_given = diffusion_path is not None
     if diffusion_path is None:
         diffusion_path = prepare_diffusion(pixels, diffusion, cache_dir, device, precision)
     middle = time.perf_counter()
-    pipeline = load_pipeline(diffusion_path)
-    settings = {**asdict(bank), "aspect": aspect}
-    # A DDPM that was trained elsewhere knows parts as they lie; then its textures are turned. Its size alone does not
-    # tell: one of large images has the size of its windows.
-    turns = is_given and images.pose is not None and pipeline.image_size != pixels.shape[-2:]
-    lying = images.as_they_lie() if turns else images
-    known = lying.load(min_images=min_images) if turns else pixels
+    sampling = _Sampling.of(images, bank, diffusion_path, is_given, min_images)
+    lying, known = sampling.lying, sampling.known
 
     def build(folder: Path) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            sampled = sample_bank(pipeline.to(device), known, bank, _other_aspect(lying, known))
-        if turns:
+            sampled = sample_bank(sampling.pipeline.to(device), known, bank, _other_aspect(lying, known))
+        if sampling.turns:
+            aspect = _other_aspect(images, pixels)
             sampled = turn_bank(sampled, cast("CanonicalPose", images.pose), known, pixels, aspect)
         sampled.save(folder)
-        (folder / SETTINGS_FILE).write_text(json.dumps({**settings, "diffusion": str(diffusion_path)}, indent=2))
+        settings = {**sampling.settings, "diffusion": str(diffusion_path)}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2))
 
-    key = content_key(settings, pixels, *((known,) if turns else ()), *pipeline.unet.state_dict().values())
-    bank_dir = cached_folder(cache_dir, f"bank-{key}", build)
+    bank_dir = cached_folder(cache_dir, sampling.name, build)
     seconds = {"diffusion": middle - start, "bank": time.perf_counter() - middle}
     return PreparedBank(bank_dir, Path(diffusion_path), seconds)
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """What a bank is sampled from.
+
+    Attributes:
+        pipeline (DefectPipeline): Trained DDPM, on the CPU.
+        settings (dict[str, Any]): Settings of the bank.
+        lying (NormalImages): Images as the DDPM knows them.
+        known (torch.Tensor): Their pixels.
+        turns (bool): Whether the textures are turned to the pose of the detector's images.
+        name (str): Name of the bank in the cache.
+    """
+
+    pipeline: DefectPipeline
+    settings: dict[str, Any]
+    lying: NormalImages
+    known: torch.Tensor
+    turns: bool
+    name: str
+
+    @classmethod
+    def of(
+        cls, images: NormalImages, bank: BankConfig, diffusion_path: str | Path, is_given: bool, min_images: int
+    ) -> "_Sampling":
+        """Load the DDPM and find the name of its bank."""
+        pixels = images.load(min_images=min_images)
+        pipeline = load_pipeline(diffusion_path)
+        settings = {**asdict(bank), "aspect": _other_aspect(images, pixels)}
+        # A DDPM that was trained elsewhere knows parts as they lie; then its textures are turned. Its size alone does
+        # not tell: one of large images has the size of its windows.
+        turns = is_given and images.pose is not None and pipeline.image_size != pixels.shape[-2:]
+        lying = images.as_they_lie() if turns else images
+        known = lying.load(min_images=min_images) if turns else pixels
+        key = content_key(settings, pixels, *((known,) if turns else ()), *pipeline.unet.state_dict().values())
+        return cls(pipeline, settings, lying, known, turns, f"bank-{key}")
+
+
+def find_prepared(
+    images: NormalImages,
+    bank: BankConfig,
+    diffusion: DiffusionConfig,
+    diffusion_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    min_images: int = 1,
+) -> tuple[bool, bool]:
+    """Whether :func:`prepare_bank` would find the DDPM and the bank, or make them.
+
+    Args:
+        images (NormalImages): As in :func:`prepare_bank`, like all others.
+        bank (BankConfig): Settings of the bank.
+        diffusion (DiffusionConfig): Settings of the DDPM.
+        diffusion_path (str | Path | None): Folder of a trained DDPM. ``None`` trains one. Defaults to ``None``.
+        cache_dir (str | Path | None): Folder for DDPMs and banks. ``None`` takes the user's cache folder.
+        min_images (int): Smallest number of images that suffices. Defaults to ``1``.
+
+    Returns:
+        tuple[bool, bool]: Whether there is the DDPM, and whether there is the bank.
+    """
+    root, is_given = _resolve(cache_dir, None)[0], diffusion_path is not None
+    folder = diffusion_path or root / _diffusion_name(images.load(min_images=min_images), diffusion)
+    if not Path(folder).is_dir():
+        return False, False
+    return True, (root / _Sampling.of(images, bank, folder, is_given, min_images).name).is_dir()
 
 
 def _other_aspect(images: NormalImages, pixels: torch.Tensor) -> float | None:
