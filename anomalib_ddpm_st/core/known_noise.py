@@ -52,7 +52,7 @@ MESSAGES = (
     r"Loading the callbacks$",
     r"Overriding num_sanity_val_steps from ",
     r"No normal test images found\. Sampling from training set",
-    r"Training took \S+ seconds",
+    r"(Training|Testing) took \S+ seconds",
 )
 
 

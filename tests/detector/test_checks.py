@@ -13,6 +13,7 @@ from unittest.mock import MagicMock, call
 
 import pytest
 import torch
+from anomalib.data.datasets import FolderDataset
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -136,6 +137,22 @@ def test_metrics_that_can_be_monitored(check: Check, callback: Callback) -> None
     """Whatever validation and training log."""
     check(VALIDATED, callbacks=[callback])
     check(None, callbacks=[callback])
+
+
+@pytest.mark.parametrize("defects", [True, False])
+def test_metrics_that_need_defects(check: Check, tmp_path: Path, defects: bool) -> None:
+    """A validation set of good images logs none."""
+    write_images(tmp_path / "normal", 3)
+    write_images(tmp_path / "good", 2)
+    write_images(tmp_path / "bad", 1)
+    abnormal = {"abnormal_dir": "bad"} if defects else {}
+    dataset = FolderDataset("parts", "normal", root=tmp_path, normal_test_dir="good", split="test", **abnormal)
+    data = TrainingData(None, validation=[dataset])
+    if defects:
+        check(data, callbacks=[EarlyStopping("image_AUROC")])
+        return
+    with pytest.raises(ValueError, match=r"^EarlyStopping monitors 'image_AUROC', .*: choose from train_loss"):
+        check(data, callbacks=[EarlyStopping("image_AUROC")])
 
 
 @pytest.mark.parametrize("name", ["image_AUC", "val_loss", "epoch"])

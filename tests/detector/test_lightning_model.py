@@ -764,6 +764,18 @@ def test_scores_of_saved_weights_are_calibrated(model: DdpmSt, tmp_path: Path) -
         model.calibrate_scores(OTHER_DATASET)
 
 
+@pytest.mark.parametrize("from_good_images", [True, False])
+def test_threshold_follows_new_calibration(model: DdpmSt, tmp_path: Path, from_good_images: bool) -> None:
+    """If it comes from good images; one that defects have set stays."""
+    datamodule = make_datamodule(tmp_path)
+    datamodule.setup()
+    model.post_processor.from_good_images = from_good_images
+    model.calibrate_scores(datamodule)
+    assert model.post_processor.image_threshold.isnan() != from_good_images
+    if from_good_images:
+        assert 0 < model.post_processor.image_threshold < 1
+
+
 def test_scores_of_other_datasets_are_not_calibrated(model: DdpmSt) -> None:
     """A dataset without paths has no images to calibrate by; the components count by their weights."""
     trainer = attach(model, train_dataloader=loader(OTHER_DATASET), global_step=6, checkpoint_callbacks=[])

@@ -27,7 +27,7 @@ from anomalib_ddpm_st.synthesis import (
     prepare_generator,
     sample_bank,
 )
-from anomalib_ddpm_st.synthesis.preparation import PreparedBank, prepare_diffusion
+from anomalib_ddpm_st.synthesis.preparation import PreparedBank, find_prepared, prepare_diffusion
 from anomalib_ddpm_st.synthesis.texture_bank import thumbnails
 
 DIFFUSION = DiffusionConfig(training_steps=1, batch_size=2, block_out_channels=(8, 8))
@@ -142,6 +142,19 @@ def test_bank_is_sampled_once(
     same = NormalImages.from_files(list(map(str, paths)), SIZE)
     again = prepare_bank(same, asdict(BANK), None, str(pipeline_dir), str(cache), CPU)
     assert again.bank_dir == prepared.bank_dir
+
+
+def test_finding_what_is_prepared_prepares_nothing(images: NormalImages, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    arguments = (images, BANK, DIFFUSION, None, cache)
+    assert find_prepared(*arguments) == (False, False)
+    assert not cache.exists()
+    folder = prepare_diffusion(images.load(), DIFFUSION, cache, CPU)
+    assert find_prepared(*arguments) == (True, False)
+    assert find_prepared(images, BANK, DIFFUSION, folder, cache) == (True, False)
+    prepare_bank(images, BANK, DIFFUSION, None, cache, CPU)
+    assert find_prepared(*arguments) == find_prepared(images, BANK, DIFFUSION, folder, cache) == (True, True)
+    assert find_prepared(images, BankConfig(size=4), DIFFUSION, None, cache) == (True, False)
 
 
 @pytest.mark.parametrize("knows", ["parts as they lie", "turned parts"])
