@@ -36,7 +36,8 @@ def threshold_above(scores: torch.Tensor) -> torch.Tensor:
         torch.Tensor: Threshold, a scalar in [0, 1].
     """
     highest = scores.max()
-    spread = FROM_MAD * (scores - scores.median()).abs().median()
+    # Unlike median(), the mean of the two in the middle of an even number.
+    spread = FROM_MAD * (scores - scores.quantile(0.5)).abs().quantile(0.5)
     return highest + torch.minimum(MARGIN * spread, (1 - highest) / 2)
 
 

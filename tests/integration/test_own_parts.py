@@ -81,6 +81,8 @@ def train_arguments(*more: str) -> list[str]:
         "--model.pre_processor": "anomalib.pre_processing.PreProcessor",
         "--model.pre_processor.transform": "torchvision.transforms.v2.Resize",
         "--model.pre_processor.transform.size": list(SIZE),
+        # As in the exported model.
+        "--model.pre_processor.transform.antialias": "false",
         "--trainer.accelerator": "cpu",
         "--trainer.callbacks": "warns.Warns",
     }
