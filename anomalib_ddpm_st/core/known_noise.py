@@ -42,6 +42,7 @@ MESSAGES = (
     r"Loaded model weights from the checkpoint",
     # torch and torchmetrics
     r"This DataLoader will create \d+ worker processes",
+    r"'pin_memory' argument is set as true but no accelerator is found",
     r"No positive samples in targets",
     r"The ``compute`` method of metric \w+ was called before the ``update`` method",
     # diffusers and timm

@@ -16,8 +16,9 @@ from .torch_model import NormalScores
 
 logger = logging.getLogger(__name__)
 
-# How far the threshold lies above the highest score of a good image, in standard deviations of these scores.
-MARGIN = 3.0
+# Smallest distance of the threshold from the median score of good images, in standard deviations: three, as in a
+# control chart, and two because training images score lower than new parts.
+MARGIN = 5.0
 # Median absolute deviation to standard deviation, of a normal distribution.
 FROM_MAD = 1.4826
 
@@ -25,9 +26,10 @@ FROM_MAD = 1.4826
 def threshold_above(scores: torch.Tensor) -> torch.Tensor:
     """Threshold from the scores of good images alone.
 
-    It lies three standard deviations above the highest score. The standard deviation is estimated from the median
-    absolute deviation, so that one unusual image among the good ones moves the threshold by its own score only. The
-    threshold comes at most halfway from the highest score to 1, so that a defect can always be found.
+    It is the highest score, or five standard deviations above the median if that is higher: the highest of a few scores
+    is soon exceeded, while that of many with a long tail needs no margin. The standard deviation is estimated from the
+    median absolute deviation, so that unusual images among the good ones do not widen it. The margin ends halfway from
+    the highest score to 1, so that a defect can always be found.
 
     Args:
         scores (torch.Tensor): Scores of good images, of shape ``(N,)`` with values in [0, 1].
@@ -37,8 +39,9 @@ def threshold_above(scores: torch.Tensor) -> torch.Tensor:
     """
     highest = scores.max()
     # Unlike median(), the mean of the two in the middle of an even number.
-    spread = FROM_MAD * (scores - scores.quantile(0.5)).abs().quantile(0.5)
-    return highest + torch.minimum(MARGIN * spread, (1 - highest) / 2)
+    median = scores.quantile(0.5)
+    spread = FROM_MAD * (scores - median).abs().quantile(0.5)
+    return torch.maximum(highest, torch.minimum(median + MARGIN * spread, (1 + highest) / 2))
 
 
 class OneClassPostProcessor(PostProcessor):
@@ -109,11 +112,11 @@ class OneClassPostProcessor(PostProcessor):
         if self.from_good_images and trainer.is_global_zero:
             known, held_out = self._counts
             logger.warning(
-                "No labelled defects to set the threshold by: it lies %g standard deviations above the highest score "
-                "of %d good images, %d of them not trained on. Check it on new parts.",
-                MARGIN,
+                "No labelled defects to set the threshold by: it is the highest score of %d good images, %d of them "
+                "not trained on, or %g standard deviations above the median if that is higher. Check it on new parts.",
                 known + held_out,
                 held_out,
+                MARGIN,
             )
 
     def on_validation_batch_end(  # type: ignore[override]

@@ -43,9 +43,9 @@ def validate(processor: PostProcessor, batches: list[ImageBatch], reference: obj
 
 def test_threshold_above() -> None:
     scores = torch.tensor([0.10, 0.12, 0.14, 0.16, 0.18])
-    assert threshold_above(scores) == pytest.approx(0.18 + 3 * 1.4826 * 0.02)
+    assert threshold_above(scores) == pytest.approx(0.14 + 5 * 1.4826 * 0.02)
     outlier = torch.tensor([0.10, 0.12, 0.14, 0.16, 0.40])
-    assert threshold_above(outlier) == pytest.approx(0.40 + 3 * 1.4826 * 0.02), "not twice as far away"
+    assert threshold_above(outlier) == pytest.approx(0.40), "no good image counts as defective, and no margin is added"
     assert threshold_above(torch.tensor([0.2, 0.9])) == pytest.approx(0.95), "never out of reach"
     assert threshold_above(torch.tensor([0.3])) == pytest.approx(0.3)
 
@@ -129,7 +129,7 @@ def test_one_line_warns(caplog: pytest.LogCaptureFixture) -> None:
         processor.on_fit_end(TRAINER, SimpleNamespace())
     (message,) = caplog.messages
     assert "\n" not in message
-    assert "3 standard deviations above the highest score of 6 good images, 2 of them not trained on" in message
+    assert "the highest score of 6 good images, 2 of them not trained on, or 5 standard deviations above" in message
     caplog.clear()
     validate(processor, [make_batch([0.1, 0.8], [0, 1])])
     processor.on_fit_end(TRAINER, SimpleNamespace())

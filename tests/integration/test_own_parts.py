@@ -132,11 +132,9 @@ def test_good_images_alone(parts: Path, shell: Shell, command: Command) -> None:
 
 def test_verbose_shows_everything(parts: Path, shell: Shell) -> None:
     """A folder without a validation set, and no name."""
-    arguments = train_arguments("--data.val_split_mode", "none", "--model.training_steps", "1", "--verbose")
-    config = arguments.index("-c")
-    del arguments[config : config + 2]
-    given = ["--model", "DdpmSt", "--data", "Folder", "--data.normal_dir", "good"]
-    result = shell(*arguments[:2], *given, *arguments[2:])
+    more = ["--data.val_split_mode", "none", "--model.training_steps", "1", "--model.defects.source", "self_texture"]
+    command, _, _, _, *options = train_arguments(*more, "--verbose")
+    result = shell(command, "fit", "--model", "DdpmSt", "--data", "Folder", "--data.normal_dir", "good", *options)
     text = " ".join(both(result).split())
     assert [
         noise for noise in ("FLOPs", "litlogger", "FutureWarning", "LeafSpec", "eval mode") if noise not in text
