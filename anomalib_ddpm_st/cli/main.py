@@ -27,8 +27,8 @@ from anomalib_ddpm_st.registration import keep_benchmark_results
 
 from .demo import demo
 from .diffusion import diffusion
-from .size import size
 from .folder import add_folder_name
+from .size import size
 from .synthesize import synthesize
 
 COMMANDS: dict[str, Callable[..., None]] = {

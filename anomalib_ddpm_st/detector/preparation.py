@@ -84,6 +84,7 @@ class PreparationMixin(Base):
         precision = self.trainer.precision_plugin.forward_context
         meter = CostMeter(self.model, schedule, self.trainer.strategy.root_device, precision)
         logger.info("%s", describe_choice(self.pre_processor.input_size, meter))
+
     def _announce_plan(self, data: TrainingData) -> None:
         """Say what will be trained and how long it takes, unless nobody listens: the estimate takes seconds."""
         if self.announce is not None:
