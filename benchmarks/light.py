@@ -8,7 +8,7 @@ Example:
     python benchmarks/light.py --categories bottle screw magnetic_tile --weights-dir WEIGHTS
 
 Each model is trained on the images as they are and measured twice. Exposure, gamma, a linear and a spot gradient are
-drawn for each test image (:func:`pose.change_light`), the same for all models. ``false_alarms`` is the share of good
+drawn for each test image (:func:`anomalib_ddpm_st.detector.augmentation.change_light`), the same for all models. ``false_alarms`` is the share of good
 test images, in percent, whose score is above the score that 90 % of the good ones in the original light are below.
 DdpmSt can take trained weights of ``benchmarks/curve.py`` from ``--weights-dir``, of the last step that there is.
 """
@@ -37,11 +37,11 @@ from common import (
 )
 from curve import load_snapshot
 from lightning.pytorch import Callback, seed_everything
-from pose import change_light
 from torchvision.transforms.v2 import Compose, Transform
 
 from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.core.transforms import flatten_transform
+from anomalib_ddpm_st.detector.augmentation import change_light
 
 logger = logging.getLogger(__name__)
 

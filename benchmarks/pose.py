@@ -13,7 +13,6 @@ saved next to the record.
 """
 
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from common import make_parser, save_record
 from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, evenly_spaced
 from anomalib_ddpm_st.core.pose import Pose
-from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
-from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES
+from anomalib_ddpm_st.detector.augmentation import MAX_REFERENCES, change_light
 from anomalib_ddpm_st.detector.pose_selection import select_pose
 from anomalib_ddpm_st.detector.teacher import Teacher
 from anomalib_ddpm_st.visualization import save_contact_sheet
@@ -34,33 +32,7 @@ logger = logging.getLogger(__name__)
 
 IMAGES = 64
 SHOWN = 8
-GAIN = (0.75, 1.25)
-GAMMA = (0.67, 1.5)
-GRADIENT = (0.25, 0.3)
-SPOT_WIDTH = 0.5
 QUANTILES = (0.5, 0.95, 1.0)
-
-
-def change_light(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Change exposure, gamma, and add a linear and a spot gradient, each drawn for each image.
-
-    Args:
-        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
-        generator (torch.Generator): Source of the random draws.
-
-    Returns:
-        torch.Tensor: Images of the same shape with values in [0, 1].
-    """
-    column = (len(images), 1, 1, 1)
-    lit = (images * uniform(column, *GAIN, generator)).clamp(0, 1) ** log_uniform(column, *GAMMA, generator)
-    height, width = images.shape[-2:]
-    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    angle = uniform(column, 0, 2 * math.pi, generator)
-    lit = lit * (1 + uniform(column, *GRADIENT, generator) * (columns * angle.cos() + rows * angle.sin()))
-    right, down = (uniform(column, -1, 1, generator) for _ in range(2))
-    spot = torch.exp(-((columns - right) ** 2 + (rows - down) ** 2) / SPOT_WIDTH)
-    sign = 2 * (uniform(column, 0, 1, generator) < 0.5) - 1
-    return (lit * (1 + sign * uniform(column, *GRADIENT, generator) * spot)).clamp(0, 1)
 
 
 def compare(first: Pose, second: Pose, height: int) -> dict[str, list[float]]:

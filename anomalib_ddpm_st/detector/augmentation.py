@@ -12,6 +12,7 @@ Small changes of pose and brightness: every part lies slightly differently under
 memorises a few hundred normal images and calls new ones defective.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -21,6 +22,7 @@ from torch.nn import functional
 from anomalib_ddpm_st.core.frames import fill_frames, find_frames, restore_frames
 from anomalib_ddpm_st.core.geometry import flip_rotate, random_affine
 from anomalib_ddpm_st.core.images import evenly_spaced
+from anomalib_ddpm_st.core.random_draws import log_uniform, uniform
 
 Augmentation = Literal["auto", "flips_and_turns", "flips", "none"]
 
@@ -41,6 +43,12 @@ SHIFT = 0.04
 GAIN = 0.15
 OFFSET = 0.05
 P_MOVED = 0.5
+
+# What :func:`change_light` draws from.
+LIGHT_GAIN = (0.75, 1.25)
+LIGHT_GAMMA = (0.67, 1.5)
+LIGHT_GRADIENT = (0.25, 0.3)
+SPOT_WIDTH = 0.5
 
 
 def jitter_pair(
@@ -77,6 +85,36 @@ def jitter_pair(
         for part, original in zip((images, augmented, masks), originals, strict=True)
     )
     return images, augmented, masks
+
+
+def change_light(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Show images in another light: exposure, gamma, a linear and a spot gradient, each drawn for each image.
+
+    Padding stays as it is.
+
+    Args:
+        images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
+        generator (torch.Generator | None): Source of the random draws. Defaults to the global one.
+
+    Returns:
+        torch.Tensor: Images of the same shape with values in [0, 1].
+    """
+    column, device = (len(images), 1, 1, 1), images.device
+
+    def draw(low: float, high: float) -> torch.Tensor:
+        return uniform(column, low, high, generator, device)
+
+    lit = (images * draw(*LIGHT_GAIN)).clamp(0, 1) ** log_uniform(column, *LIGHT_GAMMA, generator, device)
+    height, width = images.shape[-2:]
+    sides = (torch.linspace(-1, 1, length, device=device) for length in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    angle = draw(0, 2 * math.pi)
+    lit = lit * (1 + draw(*LIGHT_GRADIENT) * (columns * angle.cos() + rows * angle.sin()))
+    right, down = draw(-1, 1), draw(-1, 1)
+    spot = torch.exp(-((columns - right) ** 2 + (rows - down) ** 2) / SPOT_WIDTH)
+    sign = 2 * (draw(0, 1) < 0.5) - 1
+    lit = (lit * (1 + sign * draw(*LIGHT_GRADIENT) * spot)).clamp(0, 1)
+    return restore_frames(lit, images, find_frames(images))
 
 
 def allowed_symmetries(

@@ -15,7 +15,7 @@ from anomalib_ddpm_st.core.images import evenly_spaced
 from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.synthesis.foreground import find_foreground
 
-from .augmentation import SYMMETRIES, Augmentation, allowed_symmetries, jitter_pair
+from .augmentation import SYMMETRIES, Augmentation, allowed_symmetries, change_light, jitter_pair
 from .position import ALIKE, ANYWHERE, MIN_IMAGES, choose_position_weight, explained_by_place
 from .torch_model import DdpmStModel, NormalScores
 
@@ -109,9 +109,9 @@ class NormalReference:
         batches = indices.split(BATCH_SIZE)
         with torch.no_grad():
             memory_bank.fill(
-                (self._features(self._pose(images[batch])) for batch in progress(batches, "Memory bank")),
-                (self._features(batch) for batch in self._varied_images()),
-                len(indices),
+                (self._features(_in_lights(self._pose(images[batch]))) for batch in progress(batches, "Memory bank")),
+                (self._features(_in_lights(batch)) for batch in self._varied_images()),
+                sum(len(batch) + len(batch[::2]) for batch in batches),
                 self.position_weight,
             )
 
@@ -164,3 +164,8 @@ class NormalReference:
         for images in self._sample.split(BATCH_SIZE):
             posed = self._pose(images)
             yield jitter_pair(posed, posed, posed[:, :1])[0]
+
+
+def _in_lights(images: torch.Tensor) -> torch.Tensor:
+    """Images as they are, and every second one again in another light, which is no defect."""
+    return torch.cat([images, change_light(images[::2])])

@@ -25,7 +25,7 @@ from .teacher import Teacher
 
 DEFAULT_TOP_K = 100
 # Of segmentation, student and memory bank; the student's map is the bluntest of the three.
-DEFAULT_WEIGHTS = (0.4, 0.2, 0.4)
+DEFAULT_WEIGHTS = (0.5, 0.1, 0.4)
 # Smallest spread assumed for the scores of normal images: those seen in training can be almost equal.
 MIN_SPREAD = 0.02
 MIN_LENGTH = 1e-12
@@ -81,7 +81,7 @@ class DdpmStModel(nn.Module):
         memory_bank (MemoryBank | None): Memory bank of normal features. ``None`` leaves the third component out.
             Defaults to ``None``.
         component_weights (Sequence[float] | None): Weights of the components in the anomaly map, which sum to 1.
-            ``None`` takes 0.4, 0.2 and 0.4, or equal ones without a memory bank. Defaults to ``None``.
+            ``None`` takes 0.5, 0.1 and 0.4, or equal ones without a memory bank. Defaults to ``None``.
         top_k (int): Number of pixels whose mean is the score of a component. Defaults to ``100``.
 
     Raises:

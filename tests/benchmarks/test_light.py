@@ -10,7 +10,8 @@ import light
 import pytest
 import torch
 from common import METRICS, read_table
-from pose import change_light
+
+from anomalib_ddpm_st.detector.augmentation import change_light
 
 
 def test_same_light_for_all_models() -> None:

@@ -58,17 +58,3 @@ def test_differences_of_poses() -> None:
     differences = pose.compare(poses, other, 96)
     assert differences["degrees"] == pytest.approx([20] * 3, abs=0.1)
     assert differences["pixels"] == pytest.approx([24] * 3, abs=0.1)
-
-
-def test_change_of_light(generator: torch.Generator) -> None:
-    """Every image in a light of its own, without a change of what it shows."""
-    images = torch.rand(6, 3, 32, 40) * 0.5 + 0.2
-    changed = pose.change_light(images, generator)
-    assert changed.shape == images.shape
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    gains = (changed / images).mean(dim=(1, 2, 3))
-    assert gains.unique().numel() == 6
-    for image, other in zip(images, changed, strict=True):
-        pair = torch.stack([image.flatten(), other.flatten()])
-        assert torch.corrcoef(pair)[0, 1] > 0.7

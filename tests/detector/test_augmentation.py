@@ -13,6 +13,7 @@ from anomalib_ddpm_st.detector.augmentation import (
     MAX_DISTANCE,
     SYMMETRIES,
     allowed_symmetries,
+    change_light,
     jitter_pair,
 )
 
@@ -266,3 +267,27 @@ def test_jitter_leaves_padding_alone() -> None:
     assert not changed_masks[..., ~inside].any()
     assert (changed != images).flatten(1).any(dim=1).all()
     assert (changed_masks != masks).any()
+
+
+def test_light_leaves_padding_alone() -> None:
+    """Padding is added to images and not lit."""
+    images = torch.full((8, 3, 64, 64), 0.3)
+    images[..., 8:-8, 12:-12] = 0.5 + 0.3 * torch.rand(8, 3, 48, 40)
+    changed = change_light(images)
+    is_padding = images == images[..., :1, :1]
+    assert torch.equal(changed[is_padding], images[is_padding])
+    assert (changed != images).flatten(1).any(dim=1).all()
+
+
+def test_change_of_light(generator: torch.Generator) -> None:
+    """Every image in a light of its own, without a change of what it shows."""
+    images = torch.rand(6, 3, 32, 40) * 0.5 + 0.2
+    changed = change_light(images, generator)
+    assert changed.shape == images.shape
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    gains = (changed / images).mean(dim=(1, 2, 3))
+    assert gains.unique().numel() == 6
+    for image, other in zip(images, changed, strict=True):
+        pair = torch.stack([image.flatten(), other.flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.7

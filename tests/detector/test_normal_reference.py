@@ -159,6 +159,8 @@ def test_memory_bank_holds_rotated_images_only_on_request(
 ) -> None:
     """Every image once as it is, or twice in random poses; slightly changed images set the scale of distances."""
     monkeypatch.setattr(normal_reference, "allowed_symmetries", lambda *_: (EVERYTHING, [0.0]))
+    # Every second image of a batch is seen again in another light.
+    monkeypatch.setattr(normal_reference, "change_light", lambda images: images - 1)
     image = torch.rand(3, 64, 64)
     images = as_bytes(image.expand(20, -1, -1, -1))
     reference = NormalReference(model, images, augmentation)
@@ -167,8 +169,10 @@ def test_memory_bank_holds_rotated_images_only_on_request(
     reference.fill_memory_bank(images)
     hook.remove()
     shown = torch.cat(seen)
+    lit = shown.mean(dim=(1, 2, 3)) < 0
     # The first twenty tell how much the position counts.
-    normal, varied = shown[20:-SCALE_IMAGES], shown[-SCALE_IMAGES:]
+    normal, varied = shown[~lit][20:-SCALE_IMAGES], shown[~lit][-SCALE_IMAGES:]
+    assert lit.sum() == (len(normal) + len(varied)) / 2
     assert len(reference.symmetries) == (1 if augmentation == "none" else 8)
     assert len(normal) == (40 if augmentation == "flips_and_turns" else 20)
     poses = flip_rotate(image.expand(8, -1, -1, -1), EVERYTHING)

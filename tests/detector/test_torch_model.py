@@ -208,7 +208,7 @@ def test_default_weights_of_components(network: DdpmStModel) -> None:
         default = variant(network, bank)(images).anomaly_map
     assert maps[2].max() > 0.3
     torch.testing.assert_close(maps[2], memory)
-    torch.testing.assert_close(default, 0.4 * maps[0] + 0.2 * maps[1] + 0.4 * maps[2])
+    torch.testing.assert_close(default, 0.5 * maps[0] + 0.1 * maps[1] + 0.4 * maps[2])
     assert variant(network).component_weights == [0.5, 0.5]
 
 
@@ -224,7 +224,7 @@ def test_scores_count_by_how_far_they_stand_out(network: DdpmStModel) -> None:
         model.calibrate(batches)
         spread = torch.stack(scores, dim=1).std(dim=0, correction=0)
         torch.testing.assert_close(model.score_spread, spread.clamp_min(MIN_SPREAD))
-        weights = torch.tensor([0.4, 0.2, 0.4]) / model.score_spread
+        weights = torch.tensor([0.5, 0.1, 0.4]) / model.score_spread
         expected = torch.stack(scores, dim=1) @ weights / weights.sum()
         torch.testing.assert_close(torch.cat([model(images).pred_score for images in batches]), expected)
         model.calibrate([batches[0][:1]])
