@@ -38,6 +38,7 @@ MESSAGES = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"The following callbacks returned in `LightningModule\.configure_callbacks` will override",
     r"Checkpoint directory \S+ exists and is not empty",
+    r"The dirpath has changed from ",
     r"Restoring states from the checkpoint path",
     r"Loaded model weights from the checkpoint",
     # torch and torchmetrics

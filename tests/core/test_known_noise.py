@@ -24,6 +24,7 @@ KNOWN = [
     "The 'train_dataloader' does not have many workers which may be a bottleneck.",
     "This DataLoader will create 8 worker processes in total. Our suggested max number of worker is 2",
     "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
+    "The dirpath has changed from 'results/v0' to 'results/latest', therefore `best_model_score` won't be reloaded.",
     "No positive samples in targets, true positive value should be meaningless.",
     "Cannot initialize model with low cpu memory usage because `accelerate` was not found in the environment.",
     "Loaded  from checkpoint 'resnet18.pth'",
