@@ -44,7 +44,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional
 
 from anomalib_ddpm_st import DdpmSt
-from anomalib_ddpm_st.detector.torch_model import upgrade_weights
+from anomalib_ddpm_st.detector.earlier_weights import upgrade_weights
 
 logger = logging.getLogger(__name__)
 

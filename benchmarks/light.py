@@ -8,8 +8,9 @@ Example:
     python benchmarks/light.py --categories bottle screw magnetic_tile --weights-dir WEIGHTS
 
 Each model is trained on the images as they are and measured twice. Exposure, gamma, a linear and a spot gradient are
-drawn for each test image (:func:`anomalib_ddpm_st.detector.augmentation.change_light`), the same for all models. ``false_alarms`` is the share of good
-test images, in percent, whose score is above the score that 90 % of the good ones in the original light are below.
+drawn for each test image, the same for all models (:func:`anomalib_ddpm_st.detector.augmentation.change_light`; with
+other draws it fills the memory bank of DdpmSt). ``false_alarms`` is the share of good test images, in percent, whose
+score is above the score that 90 % of the good ones in the original light are below.
 DdpmSt can take trained weights of ``benchmarks/curve.py`` from ``--weights-dir``, of the last step that there is.
 """
 

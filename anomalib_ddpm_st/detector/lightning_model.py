@@ -32,6 +32,7 @@ from anomalib_ddpm_st.synthesis import BankConfig, DefectConfig, DiffusionAnomal
 
 from .augmentation import MAX_REFERENCES, Augmentation, jitter_pair
 from .components import make_evaluator, make_pre_processor, refuse_normalize
+from .earlier_weights import upgrade_weights
 from .export import ExportMixin
 from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE
@@ -39,7 +40,7 @@ from .normal_reference import NormalReference
 from .pose_selection import PoseOption
 from .post_processing import OneClassPostProcessor
 from .preparation import PreparationMixin
-from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model, upgrade_weights
+from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
 from .training_run import TrainingRun
 
 GRADIENT_CLIP_NORM = 1.0
