@@ -31,6 +31,7 @@ from rule import FAMILY_METRICS, validation_datamodule
 from validation import write_validation_set
 
 from anomalib_ddpm_st import BankConfig, DdpmSt, DefectConfig, DiffusionConfig
+from anomalib_ddpm_st.detector.layers import resize_map
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -115,7 +116,7 @@ def test_segmentation_alone() -> None:
     assert control.memory_bank is None
     images = torch.rand(2, 3, 32, 32)
     teacher, _, products = default.compare(images)
-    logits = torch.nn.functional.interpolate(control.head(products), (32, 32), mode="bilinear", align_corners=False)
+    logits = resize_map(control.head(products), images.shape[-2:])
     segmentation = default.components(teacher, products, logits)[0]
     output = control(images)
     assert torch.equal(output.anomaly_map, segmentation)
