@@ -23,7 +23,7 @@ from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.core.images import NormalImages
 
 CROP = Variant((resize((80, 80)), CenterCrop(64)))
-SMALL = {PLAIN: Variant((resize((64, 64)),)), "crop": CROP, "pad": Variant((resize((32, 32)), Pad(16)))}
+SMALL = {PLAIN: Variant((resize((64, 64)),)), "crop": CROP, "pad": Variant((resize((16, 16)), Pad(24)))}
 
 
 def row(variant: str, score_good: float, auroc: float, category: str = "bottle", **more: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -271,7 +271,7 @@ def test_record(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
         "data-root": data_root,
         "teacher-weights": "null",
         "categories": "bottle",
-        "steps": 10,
+        "steps": 25,
         "batch-size": 2,
         "train-images": 8,
         "model-arguments": json.dumps({"pre_trained": False, "memory_size": 64}),
