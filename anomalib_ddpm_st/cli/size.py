@@ -4,15 +4,17 @@
 """``anomalib-ddpm-st size``: the input size that the smallest defect needs."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
 
 from anomalib_ddpm_st.core.config import check_positive
 from anomalib_ddpm_st.core.input_size import MAX_COST, budget_pixels, choose_input_size
+from anomalib_ddpm_st.detector import DdpmSt
 from anomalib_ddpm_st.detector.cost import CostMeter
 from anomalib_ddpm_st.detector.defect_size import describe_choice
-from anomalib_ddpm_st.detector.torch_model import build_model
+from anomalib_ddpm_st.detector.training_data import DetectorModule
 
 from .sources import find_normal_images
 
@@ -52,13 +54,14 @@ def size(
         check_positive("max_milliseconds", max_milliseconds)
     sizes = find_normal_images(images, data)(None).shown_sizes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    meter = CostMeter(build_model(), device=device)
+    meter = CostMeter(cast("DetectorModule", DdpmSt()), device)
     max_pixels = min(allowed, meter.max_pixels(max_minutes, max_milliseconds))
     chosen = choose_input_size(sizes, smallest_defect, pixel_size, max_pixels)
     resize = {"size": list(chosen.image_size), "antialias": False}
     transform = {"class_path": "torchvision.transforms.v2.Resize", "init_args": resize}
     part = {"class_path": "anomalib.pre_processing.PreProcessor", "init_args": {"transform": transform}}
     config = yaml.safe_dump({"model": {"init_args": {"pre_processor": part}}}, sort_keys=False)
-    print(describe_choice(chosen, meter))  # noqa: T201
+    milliseconds, minutes = meter.milliseconds(chosen.image_size), meter.minutes(chosen.image_size)
+    print(describe_choice(chosen, milliseconds, minutes))  # noqa: T201
     print(f"\nFor the config of the model:\n\n{config}")  # noqa: T201
     print(f'For diffusion and synthesize: --image_size "{list(chosen.image_size)}"')  # noqa: T201

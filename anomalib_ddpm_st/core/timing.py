@@ -10,6 +10,20 @@ import torch
 
 # Seconds that are spent on measuring, unless a single call takes longer.
 BUDGET = 0.5
+MIXED_PRECISIONS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
+    """Context that computes as a Trainer of a mixed precision does; of any other, it changes nothing.
+
+    Args:
+        device (torch.device): Device to compute on.
+        precision (str): Precision of the Trainer, such as ``"bf16-mixed"``.
+
+    Returns:
+        torch.autocast: Context.
+    """
+    return torch.autocast(device.type, MIXED_PRECISIONS.get(precision), enabled=precision in MIXED_PRECISIONS)
 
 
 def seconds_per_call(function: Callable[[], object], device: torch.device) -> float:
@@ -17,7 +31,7 @@ def seconds_per_call(function: Callable[[], object], device: torch.device) -> fl
 
     Args:
         function (Callable[[], object]): Called once to warm up, then until half a second is over. If the first call
-            takes longer, it is the only one.
+            takes longer on a CPU, it is the only one. On a GPU it also loads the kernels, so that it never counts.
         device (torch.device): Device that the function computes on.
 
     Returns:
@@ -33,7 +47,7 @@ def seconds_per_call(function: Callable[[], object], device: torch.device) -> fl
 
     with torch.random.fork_rng():
         first = timed()
-        if first > BUDGET:
+        if first > BUDGET and device.type == "cpu":
             return first
         durations: list[float] = []
         while not durations or sum(durations) < BUDGET:

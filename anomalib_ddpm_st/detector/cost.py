@@ -1,44 +1,96 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What training and testing will cost on this machine, from a few timed steps."""
+"""What training and testing the detector cost on this machine, from a few timed steps."""
 
 import copy
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+from torch import nn
 
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE
-from anomalib_ddpm_st.diffusion import DiffusionConfig
-from anomalib_ddpm_st.diffusion.training import MAX_WHOLE_SIZE, WINDOW_SIZE
-from anomalib_ddpm_st.diffusion.unet import build_unet, denoise, unet_patch_size
-from anomalib_ddpm_st.synthesis import BankConfig, DiffusionAnomalyGenerator
+from anomalib_ddpm_st.core.timing import mixed_precision, seconds_per_call
+from anomalib_ddpm_st.diffusion.training import ENOUGH_IMAGES, MAX_WHOLE_SIZE, WINDOW_SIZE
+from anomalib_ddpm_st.synthesis import DiffusionAnomalyGenerator
+from anomalib_ddpm_st.synthesis.preparation import estimate_preparation
 
-from .loss import DdpmStLoss
 from .torch_model import DdpmStModel
+from .training_data import DetectorModule
 
-REPEATS = 2
-LATENCY_REPEATS = 5
+# Images per step of the training that the cost of a size is estimated for.
+BATCH_SIZE = 8
+# Images that a step of the detector is timed with at most.
+TIMED_IMAGES = 8
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What a training does, as far as its time depends on it.
+def time_detector(
+    model: DdpmStModel,
+    loss: nn.Module,
+    images: torch.Tensor,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "32-true",
+) -> float:
+    """Measure how long a training step of the detector takes, with the drawing of defects but without the optimiser.
 
-    Attributes:
-        training_steps (int): Steps of the detector. Defaults to ``6000``.
-        batch_size (int): Images per step of the detector. Defaults to ``8``.
-        diffusion (DiffusionConfig | None): Training of the DDPM. ``None`` if none is trained.
-        bank (BankConfig | None): Sampling of the bank. ``None`` if there is none.
+    Args:
+        model (DdpmStModel): Detector; it is not changed.
+        loss (nn.Module): Loss of the detector.
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        batch_size (int): Images per step. Eight are timed at most; the time of more is in proportion to their number.
+        device (torch.device): Device to train on.
+        precision (str): Precision of the Trainer. Defaults to ``"32-true"``.
+
+    Returns:
+        float: Seconds.
     """
+    network = _copy(model, device).train()
+    # Batch normalisation needs two images.
+    count = max(min(batch_size, TIMED_IMAGES), 2)
+    normal = (images[:1].float() / 255).repeat(count, 1, 1, 1).to(device)
+    generator = DiffusionAnomalyGenerator()
 
-    training_steps: int = 6000
-    batch_size: int = 8
-    diffusion: DiffusionConfig | None = field(default_factory=DiffusionConfig)
-    bank: BankConfig | None = field(default_factory=BankConfig)
+    def step() -> None:
+        with mixed_precision(device, precision):
+            augmented, masks = generator(normal)
+            value = loss(*network(augmented, normal), masks)
+        value.backward()
+        network.zero_grad()
+
+    return seconds_per_call(step, device) * batch_size / count
+
+
+def time_prediction(
+    model: DdpmStModel,
+    image_size: tuple[int, int],
+    device: torch.device,
+    precision: str = "32-true",
+) -> float:
+    """Measure how long the prediction of one image takes in PyTorch, without reading and resizing.
+
+    Args:
+        model (DdpmStModel): Detector; it is not changed.
+        image_size (tuple[int, int]): Height and width of the input in pixels.
+        device (torch.device): Device to predict on.
+        precision (str): Precision of the Trainer. Defaults to ``"32-true"``.
+
+    Returns:
+        float: Seconds.
+    """
+    network = _copy(model, device).eval()
+    images = torch.zeros(1, 3, *image_size, device=device)
+
+    def step() -> None:
+        with torch.no_grad(), mixed_precision(device, precision):
+            network(images)
+
+    return seconds_per_call(step, device)
+
+
+def _copy(model: DdpmStModel, device: torch.device) -> DdpmStModel:
+    """Copy of a model, which is not compiled."""
+    return copy.deepcopy(getattr(model, "_orig_mod", model)).to(device)
 
 
 class CostMeter:
@@ -48,28 +100,16 @@ class CostMeter:
     Reading images, memory bank, validation and what the cache holds already are left out.
 
     Args:
-        model (DdpmStModel): Detector; it is not changed.
-        schedule (Schedule): Length of the stages. Defaults to that of :class:`DdpmSt`.
-        device (torch.device | None): Device to compute on. ``None`` for that of the detector. Defaults to ``None``.
-        context (Callable[[], AbstractContextManager]): Makes the context of each step, such as that of a precision.
-            Defaults to none.
+        module (DetectorModule): Model with its settings; it is not changed.
+        device (torch.device): Device to compute on.
     """
 
-    def __init__(
-        self,
-        model: DdpmStModel,
-        schedule: Schedule | None = None,
-        device: torch.device | None = None,
-        context: Callable[[], AbstractContextManager] = nullcontext,
-    ) -> None:
-        self._device = model.score_spread.device if device is None else device
-        self._model = copy.deepcopy(getattr(model, "_orig_mod", model)).to(self._device)
-        self._schedule = schedule or Schedule()
-        self._context = context
-        self._stages: tuple[float, float, float] | None = None
+    def __init__(self, module: DetectorModule, device: torch.device) -> None:
+        self._module = module
+        self._device = device
 
     def minutes(self, image_size: tuple[int, int]) -> float:
-        """Duration of a training.
+        """Duration of a training in batches of 8 images.
 
         Args:
             image_size (tuple[int, int]): Height and width of the input in pixels.
@@ -77,8 +117,6 @@ class CostMeter:
         Returns:
             float: Minutes.
         """
-        if self._stages is None:
-            self._stages = self._measure_stages()
         detector, diffusion, bank = self._stages
         pixels = image_size[0] * image_size[1]
         # Larger images are learned in windows, and sampled in tiles.
@@ -94,10 +132,7 @@ class CostMeter:
         Returns:
             float: Milliseconds in PyTorch, without reading and resizing.
         """
-        images = torch.zeros(1, 3, *image_size, device=self._device)
-        self._model.eval()
-        with torch.no_grad():
-            return 1000 * self._time(lambda: self._model(images), LATENCY_REPEATS)
+        return 1000 * time_prediction(self._module.model, image_size, self._device)
 
     def max_pixels(self, max_minutes: float | None, max_milliseconds: float | None) -> float:
         """Largest number of pixels of an input within a time budget.
@@ -117,65 +152,15 @@ class CostMeter:
             bounds.append(pixels * max_milliseconds / self.milliseconds(DEFAULT_IMAGE_SIZE))
         return min(bounds)
 
-    def _measure_stages(self) -> tuple[float, float, float]:
+    @cached_property
+    def _stages(self) -> tuple[float, float, float]:
         """Seconds for each pixel of an image of training the detector, training the DDPM and sampling the bank."""
-        schedule, pixels = self._schedule, DEFAULT_IMAGE_SIZE[0] * DEFAULT_IMAGE_SIZE[1]
-        detector = diffusion = bank = 0.0
-        # Nothing that is drawn here may change the training.
-        with torch.random.fork_rng():
-            detector = schedule.training_steps * self._time(self._detector_step(schedule.batch_size))
-            channels = (schedule.diffusion or DiffusionConfig()).block_out_channels
-            if schedule.diffusion is not None:
-                steps = schedule.diffusion.training_steps
-                diffusion = steps * self._time(self._diffusion_step(schedule.diffusion.batch_size, channels))
-            if schedule.bank is not None:
-                with torch.no_grad():
-                    seconds = self._time(self._diffusion_step(1, channels, training=False))
-                bank = schedule.bank.size * schedule.bank.num_inference_steps * seconds
+        module, device, pixels = self._module, self._device, DEFAULT_IMAGE_SIZE[0] * DEFAULT_IMAGE_SIZE[1]
+        # So many that the DDPM does not augment them.
+        shape, generator = (ENOUGH_IMAGES, 3, *DEFAULT_IMAGE_SIZE), torch.Generator().manual_seed(0)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        detector = module.training_steps * time_detector(module.model, module.loss, images, BATCH_SIZE, device)
+        diffusion = bank = 0.0
+        if module.defects.needs_bank:
+            diffusion, bank = estimate_preparation(images, module.bank, module.diffusion, device)
         return detector / pixels, diffusion / pixels, bank / pixels
-
-    def _detector_step(self, batch_size: int) -> Callable[[], object]:
-        """A step of training the detector but for the optimiser."""
-        network, loss = self._model.train(), DdpmStLoss()
-        generator = DiffusionAnomalyGenerator()
-        images = torch.rand(batch_size, 3, *DEFAULT_IMAGE_SIZE, device=self._device)
-
-        def step() -> None:
-            augmented, masks = generator(images)
-            loss(*network(augmented, images), masks).backward()
-            network.zero_grad()
-
-        return step
-
-    def _diffusion_step(
-        self,
-        batch_size: int,
-        channels: tuple[int, ...],
-        training: bool = True,
-    ) -> Callable[[], object]:
-        """A step of training the DDPM but for the optimiser, or of sampling from it."""
-        unet = build_unet(DEFAULT_IMAGE_SIZE, block_out_channels=channels).to(self._device)
-        side = unet_patch_size(unet)
-        shape = (batch_size, 3 * side**2, *(length // side for length in DEFAULT_IMAGE_SIZE))
-        sample = torch.rand(shape, device=self._device)
-        timesteps = torch.zeros(batch_size, dtype=torch.long, device=self._device)
-
-        def step() -> None:
-            prediction = denoise(unet, sample, timesteps)
-            if training:
-                prediction.square().mean().backward()
-                unet.zero_grad()
-
-        return step
-
-    def _time(self, step: Callable[[], object], repeats: int = REPEATS) -> float:
-        """Seconds of the fastest of some runs after the first."""
-        seconds = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            with self._context():
-                step()
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds[1:])

@@ -12,9 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.core.input_size import MAX_COST, InputSize, budget_pixels, choose_input_size, defect_pixels
+from anomalib_ddpm_st.core.timing import describe_duration
 
 from .components import make_pre_processor
-from .cost import CostMeter
 from .torch_model import DdpmStModel
 
 
@@ -123,22 +123,20 @@ class DefectSizePreProcessor(PreProcessor):
         super().load_checkpoint_config(config)
 
 
-def describe_choice(size: InputSize, meter: CostMeter) -> str:
+def describe_choice(size: InputSize, milliseconds: float, minutes: float | None = None) -> str:
     """Describe a chosen size and its cost in one line.
 
     Args:
         size (InputSize): Size.
-        meter (CostMeter): Cost on this machine.
+        milliseconds (float): Duration of the prediction of one image on this machine.
+        minutes (float | None): Duration of a training on this machine. ``None`` leaves it out. Defaults to ``None``.
 
     Returns:
         str: Line.
     """
     # Not as 1.2e+03.
-    minutes, milliseconds = (
-        f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-        for value in (meter.minutes(size.image_size), meter.milliseconds(size.image_size))
-    )
-    return (
-        f"Input size {size} pixels: {size.reason}. On this machine, training takes about {minutes} minutes and an "
-        f"image {milliseconds} ms."
-    )
+    prediction = f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+    cost = f"an image takes {prediction}"
+    if minutes is not None:
+        cost = f"training takes {describe_duration(60 * minutes)} and an image {prediction}"
+    return f"Input size {size} pixels: {size.reason}. On this machine, {cost}."

@@ -19,7 +19,7 @@ from anomalib_ddpm_st.synthesis.preparation import prepare_bank
 
 from .augmentation import MAX_REFERENCES
 from .checks import check_before_training
-from .cost import CostMeter, Schedule
+from .cost import time_prediction
 from .defect_size import DefectSizePreProcessor, describe_choice
 from .plan import describe_training
 from .pose_selection import PoseOption, select_pose
@@ -66,24 +66,23 @@ class PreparationMixin(Base):
             self.pre_processor.choose(datamodule)
         self._data = TrainingData.from_datamodule(datamodule, self.pre_processor)
         check_before_training(cast("DetectorModule", self), self._data)
-        self._report_cost(datamodule.train_batch_size)
+        self._report_cost()
         self._select_pose(self._data.images)
         self._announce_plan(self._data)
         self._prepare_bank(self._data.images)
 
-    def _report_cost(self, batch_size: int) -> None:
-        """Report why the input size was chosen and what it costs, if the pre-processor has chosen it."""
-        if not isinstance(self.pre_processor, DefectSizePreProcessor) or self.pre_processor.input_size is None:
+    def _report_cost(self) -> None:
+        """Report why the input size was chosen and what a prediction costs, if the pre-processor has chosen it."""
+        if not isinstance(self.pre_processor, DefectSizePreProcessor) or not logger.isEnabledFor(logging.INFO):
             return
-        schedule = Schedule(
-            self.training_steps,
-            batch_size,
-            self.diffusion if self.defects.needs_bank and self.diffusion_path is None else None,
-            self.bank if self.defects.needs_bank else None,
+        size, device, precision = (
+            self.pre_processor.input_size,
+            self.trainer.strategy.root_device,
+            str(self.trainer.precision),
         )
-        precision = self.trainer.precision_plugin.forward_context
-        meter = CostMeter(self.model, schedule, self.trainer.strategy.root_device, precision)
-        logger.info("%s", describe_choice(self.pre_processor.input_size, meter))
+        if size is not None:
+            milliseconds = 1000 * time_prediction(self.model, size.image_size, device, precision)
+            logger.info("%s", describe_choice(size, milliseconds))
 
     def _announce_plan(self, data: TrainingData) -> None:
         """Say what will be trained and how long it takes, unless nobody listens: the estimate takes seconds."""

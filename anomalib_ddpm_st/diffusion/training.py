@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from anomalib_ddpm_st.core.config import as_config
 from anomalib_ddpm_st.core.interruption import StopOnSignal
 from anomalib_ddpm_st.core.progress import StageProgressBar
-from anomalib_ddpm_st.core.timing import seconds_per_call
+from anomalib_ddpm_st.core.timing import mixed_precision, seconds_per_call
 from anomalib_ddpm_st.core.training_loader import ResumableSampler
 
 from .config import DiffusionConfig
@@ -110,10 +110,9 @@ def time_diffusion(
     batch = images[:1].expand(config.batch_size, -1, -1, -1).to(device)
     sampled = min(SAMPLED_IMAGES, config.batch_size)
     normal = batch[:sampled].float() / 255
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
     def train() -> None:
-        with autocast:
+        with mixed_precision(device, precision):
             loss = module.loss(batch)
         loss.backward()
 
@@ -121,7 +120,8 @@ def time_diffusion(
     pipeline = module.pipeline().to(device)
 
     def sample() -> None:
-        with autocast:
+        # Sampling takes no other mixed precision.
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             pipeline(images=normal, num_inference_steps=1, start_timestep=1)
 
     return training, seconds_per_call(sample, device) / sampled

@@ -17,11 +17,11 @@ from anomalib_ddpm_st.core.cache import cached_folder, content_key, default_cach
 from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.config import as_config
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages
-from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline, train_diffusion
+from anomalib_ddpm_st.diffusion import DefectPipeline, DiffusionConfig, load_pipeline, time_diffusion, train_diffusion
 
 from .config import BankConfig, DefectConfig
 from .generator import DiffusionAnomalyGenerator
-from .sampling import sample_bank, turn_bank
+from .sampling import count_reverse_steps, sample_bank, turn_bank
 from .texture_bank import SAME_ASPECT
 
 SETTINGS_FILE = "settings.json"
@@ -199,6 +199,29 @@ def find_prepared(
     if not Path(folder).is_dir():
         return False, False
     return True, (root / _Sampling.of(images, bank, folder, is_given, min_images).name).is_dir()
+
+
+def estimate_preparation(
+    images: torch.Tensor,
+    bank: BankConfig,
+    diffusion: DiffusionConfig,
+    device: torch.device,
+    precision: str = "32-true",
+) -> tuple[float, float]:
+    """Estimate how long :func:`prepare_bank` takes on this machine if nothing is in the cache, from a few timed steps.
+
+    Args:
+        images (torch.Tensor): Normal images, ``uint8`` of shape ``(N, 3, H, W)``.
+        bank (BankConfig): Settings of the bank.
+        diffusion (DiffusionConfig): Settings of the DDPM.
+        device (torch.device): Device to train and sample on.
+        precision (str): Precision of the Trainer. Defaults to ``"32-true"``.
+
+    Returns:
+        tuple[float, float]: Seconds of training the DDPM, and of sampling the bank.
+    """
+    step, reverse_step = time_diffusion(images, diffusion, device, precision)
+    return step * diffusion.training_steps, reverse_step * count_reverse_steps(bank)
 
 
 def _other_aspect(images: NormalImages, pixels: torch.Tensor) -> float | None:

@@ -58,6 +58,18 @@ def _as_tensor(aspect: float | None) -> torch.Tensor | None:
     return None if aspect is None else torch.tensor(aspect)
 
 
+def count_reverse_steps(config: BankConfig) -> int:
+    """Count the reverse steps of one image that :func:`sample_bank` takes.
+
+    Args:
+        config (BankConfig): Settings.
+
+    Returns:
+        int: Number of steps. Each texture is sampled twice, with and without the perturbation.
+    """
+    return 2 * config.size * config.num_inference_steps
+
+
 def sample_bank(
     pipeline: DefectPipeline,
     images: torch.Tensor,

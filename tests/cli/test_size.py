@@ -57,7 +57,7 @@ def test_recommendation(wide: Path, capsys: pytest.CaptureFixture) -> None:
     DdpmStCLI(["size", f"--images={wide}", "--smallest_defect=40"])
     line, config = read_output(capsys)
     assert line.startswith("Input size 256 x 384 pixels: a defect of 40 pixels covers 17.1 pixels of the input.")
-    assert "about 98.3 minutes and an image 98.3 ms" in line
+    assert "training takes about 1 h 40 min and an image 98.3 ms" in line
     assert recommend(capsys, images=wide, smallest_defect=2.0, pixel_size=0.05) == (line, config)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model", type=AnomalibModule)

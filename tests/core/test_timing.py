@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 import torch
 
-from anomalib_ddpm_st.core.timing import describe_duration, seconds_per_call
+from anomalib_ddpm_st.core.timing import describe_duration, mixed_precision, seconds_per_call
 
 CPU = torch.device("cpu")
 
@@ -47,6 +47,27 @@ def test_warm_up_does_not_count(
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     assert seconds_per_call(step, CPU) == pytest.approx(expected)
     assert next(number) == calls
+
+
+def test_first_call_on_a_gpu_never_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads the kernels, which takes longer than the budget."""
+    now, durations = 0.0, iter([4.0, 0.3, 0.3])
+
+    def step() -> None:
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert seconds_per_call(step, torch.device("cuda")) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)]
+)
+def test_mixed_precision(precision: str, dtype: torch.dtype) -> None:
+    with mixed_precision(CPU, precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_random_state_stays() -> None:

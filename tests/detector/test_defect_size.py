@@ -125,10 +125,11 @@ def test_description(root: Path) -> None:
     pre_processor = DefectSizePreProcessor(DEFECT)
     pre_processor.choose(set_up(root))
     assert pre_processor.input_size is not None
-    meter: Any = SimpleNamespace(minutes=lambda _: 1234.5, milliseconds=lambda _: 6.789)
-    line = describe_choice(pre_processor.input_size, meter)
-    assert line.startswith("Input size 128 x 192 pixels: a defect of 50 pixels covers 16 pixels of the input.")
-    assert line.endswith("On this machine, training takes about 1234 minutes and an image 6.79 ms.")
+    start = "Input size 128 x 192 pixels: a defect of 50 pixels covers 16 pixels of the input. On this machine, "
+    with_training = describe_choice(pre_processor.input_size, 6.789, 1234.5)
+    assert with_training == f"{start}training takes about 20 h 30 min and an image 6.79 ms."
+    # A training prints its plan, which has the time of each stage.
+    assert describe_choice(pre_processor.input_size, 1234.5) == f"{start}an image takes 1234 ms."
 
 
 def test_no_size_before_there_are_images() -> None:

@@ -16,6 +16,7 @@ from anomalib_ddpm_st.detector import DdpmStModel, plan
 from anomalib_ddpm_st.detector.loss import DdpmStLoss
 from anomalib_ddpm_st.detector.plan import describe_training
 from anomalib_ddpm_st.detector.training_data import TrainingData
+from anomalib_ddpm_st.synthesis import preparation
 
 from .conftest import make_datamodule
 
@@ -55,8 +56,8 @@ def model(network: DdpmStModel, tmp_path: Path) -> Any:  # noqa: ANN401
 def timed(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     """A step of the DDPM takes a second, a reverse step of a texture five, a step of the detector half a second."""
     timed = MagicMock(return_value=(1.0, 5.0))
-    monkeypatch.setattr(plan, "time_diffusion", timed)
-    monkeypatch.setattr(plan, "seconds_per_call", lambda *_: 0.5)
+    monkeypatch.setattr(preparation, "time_diffusion", timed)
+    monkeypatch.setattr(plan, "time_detector", lambda *_: 0.5)
     return timed
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 
 from anomalib_ddpm_st.diffusion import DefectPipeline
 from anomalib_ddpm_st.diffusion import pipeline as pipeline_module
 from anomalib_ddpm_st.synthesis import BankConfig, TextureBank, sample_bank, sampling
+from anomalib_ddpm_st.synthesis.sampling import count_reverse_steps
 from anomalib_ddpm_st.synthesis.texture_bank import thumbnails
 
 
@@ -47,6 +49,23 @@ def test_any_size(pipeline: DefectPipeline, normal_images: torch.Tensor, size: i
     bank = sample(pipeline, normal_images, size=size)
     assert len(bank) == len(bank.sources) == size
     assert bank.sources.unique().numel() == min(size, 4)
+
+
+def test_count_reverse_steps(
+    pipeline: DefectPipeline, normal_images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the network really takes."""
+    counts: list[int] = []
+    original = pipeline_module.denoise
+
+    def denoise(unet: UNet2DModel, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        counts.append(len(sample))
+        return original(unet, sample, timesteps)
+
+    monkeypatch.setattr(pipeline_module, "denoise", denoise)
+    config = BankConfig(size=5, num_inference_steps=4)
+    sample_bank(pipeline, normal_images, config)
+    assert sum(counts) == count_reverse_steps(config)
 
 
 def test_sample_bank_is_seeded(pipeline: DefectPipeline, normal_images: torch.Tensor) -> None:
