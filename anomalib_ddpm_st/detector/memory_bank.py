@@ -156,9 +156,10 @@ class MemoryBank(nn.Module):
                 joined = torch.cat([vectors, places.expand(vectors.shape[0], -1, -1, -1)], dim=1).to(normal.dtype)
                 weight = torch.cat([normal, normal_places], dim=1)[:, :, None, None]
                 bias = 1 + normal_places.square().sum(dim=1) / 2
-                parts = zip(weight.split(FEATURES_AT_ONCE), bias.split(FEATURES_AT_ONCE), strict=True)
+                # Not split(), which warns in an export.
+                parts = [slice(start, start + FEATURES_AT_ONCE) for start in range(0, self.size, FEATURES_AT_ONCE)]
                 nearest = torch.cat(
-                    [functional.conv2d(joined, -part, start).amin(dim=1, keepdim=True) for part, start in parts],
+                    [functional.conv2d(joined, -weight[part], bias[part]).amin(dim=1, keepdim=True) for part in parts],
                     dim=1,
                 )
                 maps.append(nearest.amin(dim=1, keepdim=True) + places.square().sum(dim=1, keepdim=True) / 2)
