@@ -84,7 +84,7 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
             Defaults to ``"auto"``.
         training_steps (int): Length of the detector's schedule, however few images there are. A smaller ``max_epochs``
             (other than Lightning's default of 1000) or ``max_steps`` of the Trainer ends it sooner.
-            Defaults to ``6000``.
+            Defaults to ``3000``.
         learning_rate (float): Peak learning rate. Defaults to ``4e-3``.
         memory_size (int): Number of normal features of each level in the memory bank. More of them slow down inference.
             Defaults to ``1024``.
@@ -124,7 +124,7 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         cache_dir: str | None = None,
         pose: PoseOption = "auto",
         augmentation: Augmentation = "auto",
-        training_steps: int = 6000,
+        training_steps: int = 3000,
         learning_rate: float = 4e-3,
         memory_size: int = DEFAULT_SIZE,
         top_k: int = DEFAULT_TOP_K,

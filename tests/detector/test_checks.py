@@ -34,7 +34,7 @@ from anomalib_ddpm_st.synthesis import DefectConfig
 
 from .conftest import cut, make_datamodule, write_images
 
-STEPS = 6000
+STEPS = 3000
 # With a validation set, of which no file is read.
 VALIDATED = TrainingData(None, validation=[TensorDataset(torch.rand(2, 3))])
 
@@ -120,7 +120,7 @@ def test_type_of_the_network(check: Check, dtype: torch.dtype, model: SimpleName
 def test_steps(check: Check) -> None:
     """More of them than the schedule has."""
     check(min_steps=STEPS)
-    with pytest.raises(ValueError, match=r"^min_steps \(6001\) is above training_steps \(6000\).*raise training_steps"):
+    with pytest.raises(ValueError, match=r"^min_steps \(3001\) is above training_steps \(3000\).*raise training_steps"):
         check(min_steps=STEPS + 1)
 
 
