@@ -108,7 +108,7 @@ def test_good_images_alone(parts: Path, shell: Shell, command: Command) -> None:
     assert [noise for noise in NOISE if noise in both(result)] == []
     assert both(result).count("a warning that nobody knows") == 1 + both(result).count("warnings.warn(")
     assert both(result).count("a line that nobody knows") == 1
-    assert both(result).count("No labelled defects to set the threshold by") == 1
+    assert both(result).count("A false-alarm rate of 1 % needs 99 good images") == 1
     assert "image_FPR" in result.stdout
     assert "AUROC" not in result.stdout
 
