@@ -81,11 +81,9 @@ def settings_table(owner: type) -> str:
     rows = []
     for name, (kind, text) in arguments(owner.__doc__ or "").items():
         match = DEFAULT.search(text)
-        default = ""
-        if match is not None:
-            text = DEFAULT.sub(f" By default {match[2]}." if match[2] else "", text)
-            default = f"`{match[1]}`"
-        rows.append([f"`{name}`", to_markdown(f"``{kind}``"), default, to_markdown(text)])
+        default = f"`{match[1]}`" if match else ""
+        meaning = DEFAULT.sub(f" By default {match[2]}." if match and match[2] else "", text)
+        rows.append([f"`{name}`", to_markdown(f"``{kind}``"), default, to_markdown(meaning)])
     return table(["Setting", "Type", "Default", "Meaning"], rows)
 
 

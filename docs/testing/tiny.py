@@ -86,12 +86,14 @@ def limit_loader(arguments: dict[str, Any]) -> None:
 
 
 def limit_fit(fit: Callable[..., None]) -> Callable[..., None]:
-    """``Trainer.fit`` with a few batches for the models of anomalib, which have no number of steps."""
+    """``Trainer.fit`` with a few batches for other models, which have no number of steps."""
+    from anomalib.models import AnomalibModule
+
     from anomalib_ddpm_st import DdpmSt
 
     @wraps(fit)
     def short_fit(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        if not isinstance(model, DdpmSt):
+        if isinstance(model, AnomalibModule) and not isinstance(model, DdpmSt):
             trainer.fit_loop.max_epochs = LIMITS["Trainer"]["max_epochs"]
             trainer.limit_train_batches = LIMITS["Trainer"]["limit_train_batches"]
         fit(trainer, model, *args, **kwargs)
