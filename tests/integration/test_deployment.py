@@ -1,10 +1,9 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README's script for the production line, with an exported model and nothing else."""
+"""The examples for the production line, with an exported model and nothing else."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,24 +20,14 @@ import runpy, sys
 for name in ("torch", "torchvision", "lightning", "timm", "anomalib", "anomalib_ddpm_st"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    """The script as the README has it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"<!-- watch.py -->\n```python\n(.*?)```\n<!-- /watch.py -->", text, re.DOTALL)
-    path = tmp_path / "watch.py"
-    path.write_text(code, encoding="utf-8")
-    return path
+WATCH_FOLDER = ROOT / "examples" / "watch_folder.py"
 
 
 @pytest.mark.slow
 def test_watch_a_folder(
     tmp_path: Path,
-    script: Path,
     exported: Callable[[tuple[int, int] | None], Path],
     mvtec_root: Path,
 ) -> None:
@@ -51,7 +40,7 @@ def test_watch_a_folder(
         shutil.copy(images[0], folder / f"early{index}.png")
     whole = images[1].read_bytes()
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
-    command = [sys.executable, "-c", WITHOUT, str(script), str(model_path), str(folder), "128", "128"]
+    command = [sys.executable, "-c", WITHOUT, str(WATCH_FOLDER), str(model_path), str(folder), "--size", "128", "128"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
