@@ -65,20 +65,45 @@ class Inspector:
             network.reshape([1, 3, *size])
         self.shape = network.input(0).partial_shape
         self.maps = maps
+        self.done: set[Path] = set()
+        # Files that could not be read, with the time of their last change.
+        self.given_up: dict[Path, float] = {}
         self.queue = ov.AsyncInferQueue(ov.compile_model(network, "CPU", CONFIG))
         self.queue.set_callback(self._report)
 
-    def start(self, path: Path, pixels: np.ndarray) -> None:
-        """Start the inspection of an image. The result is printed as soon as it is there."""
+    def inspect_new(self, folder: Path, patience: float) -> None:
+        """Inspect the images of a folder that are not done yet. Results are printed as soon as they are there.
+
+        Args:
+            folder (Path): Folder.
+            patience (float): Seconds without a change after which a file counts as whole.
+        """
+        for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+            if path not in self.done:
+                self._inspect(path, patience)
+        self.queue.wait_all()
+
+    def _inspect(self, path: Path, patience: float) -> None:
+        """Start the inspection of an image, unless its file is still being written."""
+        changed = 0.0
+        try:
+            changed = path.stat().st_mtime
+            if self.given_up.get(path) == changed:
+                return
+            pixels = read(path)
+        except FileNotFoundError:
+            return
+        except (OSError, SyntaxError, ValueError) as error:
+            if time.time() - changed >= patience:
+                complain(path, error)
+                self.given_up[path] = changed
+            return
+        self.done.add(path)
         images = pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255
         if self.shape.compatible(ov.PartialShape(images.shape)):
             self.queue.start_async([images], (path, pixels))
         else:
             complain(path, f"{images.shape} does not fit the input of the model, {self.shape}")
-
-    def wait(self) -> None:
-        """Wait for all inspections."""
-        self.queue.wait_all()
 
     def _report(self, request: ov.InferRequest, job: tuple[Path, np.ndarray]) -> None:
         """Print the result of an image, and save its picture."""
@@ -93,30 +118,6 @@ class Inspector:
 def complain(path: Path, problem: object) -> None:
     """Say that an image is not inspected."""
     print(f"{path.name} is not inspected: {problem}", file=sys.stderr, flush=True)
-
-
-def inspect_new(inspector: Inspector, folder: Path, done: set[Path], patience: float) -> None:
-    """Inspect the images of a folder that are not done yet.
-
-    Args:
-        inspector (Inspector): What inspects them.
-        folder (Path): Folder.
-        done (set[Path]): Images that are done; new ones are added.
-        patience (float): Seconds since the last change of a file after which it counts as whole.
-    """
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path not in done):
-        try:
-            pixels = read(path)
-        except FileNotFoundError:
-            continue
-        except (OSError, SyntaxError, ValueError) as error:
-            if time.time() - path.stat().st_mtime < patience:
-                continue  # Still being written: try again in the next round.
-            complain(path, error)
-        else:
-            inspector.start(path, pixels)
-        done.add(path)
-    inspector.wait()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -145,14 +146,13 @@ def main() -> None:
     """Inspect each image once."""
     options = parse_arguments()
     inspector = Inspector(options.model, options.size, options.maps)
-    done: set[Path] = set()
     if options.once:
-        inspect_new(inspector, options.folder, done, patience=0)
-        if not done:
+        inspector.inspect_new(options.folder, patience=0)
+        if not inspector.done and not inspector.given_up:
             sys.exit(f"There are no images in {options.folder}.")
         return
     while True:
-        inspect_new(inspector, options.folder, done, PATIENCE)
+        inspector.inspect_new(options.folder, PATIENCE)
         time.sleep(0.01)
 
 

@@ -95,15 +95,25 @@ def test_maps(model: Path, camera: Path, tmp_path: Path) -> None:
     assert not (np.asarray(Image.open(tmp_path / "maps" / "dark.png")) == 255).all(axis=-1).any()
 
 
-def test_a_file_is_given_up_only_if_it_no_longer_changes(model: Path, tmp_path: Path) -> None:
+def test_a_file_is_given_up_until_it_changes(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = runpy.run_path(str(SCRIPT))
-    inspector, done = script["Inspector"](model), set()
-    path = tmp_path / "half.png"
+    inspector = script["Inspector"](model)
+    path = tmp_path / "late.png"
     path.write_bytes(b"half")
-    script["inspect_new"](inspector, tmp_path, done, 60)
-    assert done == set()
-    script["inspect_new"](inspector, tmp_path, done, 0)
-    assert done == {path}
+    inspector.inspect_new(tmp_path, 60)
+    assert capfd.readouterr() == ("", ""), "still being written"
+    inspector.inspect_new(tmp_path, 0)
+    assert "late.png is not inspected" in capfd.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(script["Inspector"].inspect_new.__globals__, "read", None)
+        inspector.inspect_new(tmp_path, 0)
+    assert capfd.readouterr() == ("", ""), "neither read nor named again"
+    Image.new("L", (40, 30), DARK).save(path)
+    for _ in range(2):
+        inspector.inspect_new(tmp_path, 60)
+    assert capfd.readouterr().out == f"late.png good {DARK / 255:.3f}\n", "once"
 
 
 @pytest.mark.parametrize(
