@@ -311,6 +311,28 @@ def premise(results: Results) -> str:
     return _table(["Textures", "Drawn defects", "Faint drawn defects", "Real test sets"], rows)
 
 
+def input_size(results: Results) -> str:
+    """Drawn defects by the number of input pixels that they cover, means over categories and input sizes."""
+    rows = results.rows("input_size.csv")
+    # The sizes of a category are half, once and twice its original size.
+    fractions = {}
+    for category in {row["category"] for row in rows}:
+        sizes = {int(row["height"]) * int(row["width"]) for row in rows if row["category"] == category}
+        fractions |= {(category, size): 2.0**power for power, size in enumerate(sorted(sizes), start=-1)}
+    covered: dict[float, list[Row]] = {}
+    for row in rows:
+        fraction = fractions[row["category"], int(row["height"]) * int(row["width"])]
+        covered.setdefault(int(row["defect"]) * fraction, []).append(row)
+    columns = []
+    for pixels in sorted(covered):
+        means = [
+            statistics.fmean(float(row[metric]) for row in covered[pixels]) for metric in ("image_AUROC", "pixel_AUPR")
+        ]
+        columns.append((f"{pixels:.0f}", " / ".join(f"{mean:.0f}" for mean in means)))
+    header, cells = zip(*columns, strict=True)
+    return _table(["Pixels of the input", *header], [["image AUROC / pixel AUPR", *cells]])
+
+
 def sources(results: Results) -> str:
     """Files and commits of the accuracy of each model."""
     files = {"DdpmSt (default)": {row["commit"]: name for row, name in results.default_rows()}}
@@ -334,7 +356,19 @@ def sources(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     function.__name__: function
-    for function in (overview, accuracy, schedule, latency, latency_pose, precision, light, position, premise, sources)
+    for function in (
+        overview,
+        accuracy,
+        schedule,
+        latency,
+        latency_pose,
+        precision,
+        light,
+        position,
+        premise,
+        input_size,
+        sources,
+    )
 }
 
 
