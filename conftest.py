@@ -60,7 +60,7 @@ START = """
 anomalib-ddpm-st train -c "{configs}/own_parts.yaml" --data.root images --default_root_dir made
 mv "$(find made -type f -name '*.ckpt')" model.ckpt
 anomalib-ddpm-st export --model DdpmSt --ckpt_path model.ckpt --export_type openvino --default_root_dir made
-mv $(find made -name model.xml -o -name model.bin) .
+mv $(find made -name 'model.xml' -o -name 'model.bin' -o -name 'model.calibration.json') .
 rm -r made
 anomalib-ddpm-st diffusion --images images/good --output ddpm --image_size '[64, 64]' \\
     --teacher_weights resnet18.safetensors
@@ -289,7 +289,8 @@ class Page:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """What all pages share, made again only if the code has changed."""
-    sources = [Path(__file__), TESTING / "tiny.py", *sorted((ROOT / "anomalib_ddpm_st").rglob("*.py"))]
+    sources = [Path(__file__), TESTING / "tiny.py", ROOT / "configs" / "own_parts.yaml"]
+    sources += sorted((ROOT / "anomalib_ddpm_st").rglob("*.py"))
     key = sha256(b"".join(path.read_bytes() for path in sources) + str(ROOT).encode()).hexdigest()[:16]
     # Not in pytest's own cache, whose name begins with a dot: anomalib warns of images in hidden folders.
     root = ROOT / "docs" / "_build" / "pages"
