@@ -23,8 +23,9 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
 # Seconds without a change after which a file that cannot be read is no longer one that is still being written.
 PATIENCE = 10
-# Colours of the heat map at 0, at the threshold and at 1.
-COLOURS = ((0, 0, 255), (255, 255, 0), (255, 0, 0))
+# Colours of the heat map by its value. The threshold is at 0.5, from where on colours are most opaque.
+COLOURS = {0.0: (0, 0, 255), 0.25: (0, 255, 255), 0.5: (255, 255, 0), 1.0: (255, 0, 0)}
+OPACITY = 0.5
 
 
 def read(path: Path) -> np.ndarray:
@@ -37,8 +38,9 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray) -> Im
     """Lay the anomaly map over an image, and outline the predicted mask in white."""
     size = pixels.shape[1::-1]
     heat = np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    colours = np.stack([np.interp(heat, (0, 0.5, 1), channel) for channel in zip(*COLOURS, strict=True)], axis=-1)
-    opacity = 0.6 * heat.clip(0, 1)[..., None]
+    channels = zip(*COLOURS.values(), strict=True)
+    colours = np.stack([np.interp(heat, list(COLOURS), channel) for channel in channels], axis=-1)
+    opacity = OPACITY * (2 * heat).clip(0, 1)[..., None]
     picture = (1 - opacity) * pixels + opacity * colours
     inside = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
     padded = np.pad(inside, 1)
