@@ -179,6 +179,10 @@ def check_config(text: str) -> None:
         text (str): Config or a part of one.
     """
     import yaml
+
+    config = yaml.safe_load(text)
+    if not isinstance(config, dict):
+        return
     from anomalib.data import AnomalibDataModule
     from anomalib.models import AnomalibModule
     from jsonargparse import ArgumentParser
@@ -186,9 +190,6 @@ def check_config(text: str) -> None:
 
     import anomalib_ddpm_st  # noqa: F401
 
-    config = yaml.safe_load(text)
-    if not isinstance(config, dict):
-        return
     parser = ArgumentParser(exit_on_error=False)
     kinds: dict[str, Any] = {"model": AnomalibModule, "data": AnomalibDataModule, "callback": Callback}
     for name, kind in kinds.items():
