@@ -78,6 +78,7 @@ def test_picture_from_trained_weights(
     """Thresholds come from good training images: none of these scores above 0.5."""
     output = tmp_path / "images" / "overview.png"
     textures = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "bank").mkdir()
     TextureBank(textures, torch.zeros(4, dtype=torch.long), torch.zeros(1, 768)).save(tmp_path / "bank")
     models: list[DdpmSt] = []
 
