@@ -221,13 +221,15 @@ class ConformalPostProcessor(PostProcessor):
             promise = promise_for(count, self.false_alarm_rate)
             line = f"The threshold comes from {count} good images that were not trained on: {promise}, "
             return line + "as long as new parts are like them."
-        line = f"A false-alarm rate of {100 * self.false_alarm_rate:g} % needs {needed} good images that were not "
-        line += "trained on (val_split_mode: from_train holds out a part, val_split_ratio), but "
+        msg = (
+            f"A false-alarm rate of {100 * self.false_alarm_rate:g} % needs {needed} good images that were not trained "
+            "on (val_split_mode: from_train holds out a part, val_split_ratio), but "
+        )
         if count:
             found = "there is 1: with it" if count == 1 else f"there are {count}: with these"
-            return f"{line}{found}, {promise_for(count, self.false_alarm_rate)}."
-        line += f"there are none: the threshold is that of {self._num_training} training images. "
-        return line + "Check it on new parts."
+            return f"{msg}{found}, {promise_for(count, self.false_alarm_rate)}."
+        msg += f"there are none: the threshold is that of {self._num_training} training images. "
+        return msg + "Check it on new parts."
 
     def check_validation_set(self, trainer: Trainer) -> None:
         """Check that the test images do not calibrate the thresholds.
