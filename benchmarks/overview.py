@@ -15,8 +15,8 @@ image is chosen by eye:
   an easy and a hard kind, but neither the easiest nor the hardest; of each the image with the median score. The good
   image is that with the median score as well.
 
-The thresholds come from good training images alone (``OneClassPostProcessor``), and scores are scaled so that the
-threshold is 0.5.
+The thresholds come from good training images alone, as ``ConformalPostProcessor`` sets them without a validation set,
+and scores and maps are scaled so that the threshold is 0.5.
 """
 
 from dataclasses import replace
@@ -35,7 +35,6 @@ from PIL import Image
 
 from anomalib_ddpm_st import BankConfig, DdpmSt, DefectConfig, DiffusionAnomalyGenerator, DiffusionConfig
 from anomalib_ddpm_st.core.images import NormalImages, evenly_spaced
-from anomalib_ddpm_st.detector.post_processing import OneClassPostProcessor
 from anomalib_ddpm_st.synthesis.preparation import find_prepared, prepare_bank
 
 GOOD = "good"
@@ -109,10 +108,9 @@ def load(weights: Path, datamodule: MVTecAD, seed: int) -> DdpmSt:
     Returns:
         DdpmSt: Model that gives scaled scores and maps.
     """
-    post_processor = OneClassPostProcessor()
+    model = DdpmSt(pre_trained=False, evaluator=False, visualizer=False)
     # Without this, calibration leaves the thresholds as they are.
-    post_processor.from_good_images = True
-    model = DdpmSt(pre_trained=False, evaluator=False, visualizer=False, post_processor=post_processor)
+    model.post_processor.from_good_images = True
     load_snapshot(model, weights, datamodule, seed)
     return model.eval()
 
