@@ -120,6 +120,9 @@ def test_good_images_alone(parts: Path, shell: Shell, command: Command) -> None:
     (exported,) = (parts / "exported").rglob("*.xml")
     calibration = CalibrationFile.load(exported)
     assert len(calibration.image_scores) == len(calibration.pixel_maxima) == 2, "the good images of the validation set"
+    moved = parts / "moved" / "model.xml"
+    command("threshold", "--model", str(exported), "--false_alarm_rate", "0.4", "--output", str(moved), cli=DdpmStCLI)
+    assert CalibrationFile.load(moved).image_threshold < calibration.image_threshold
     compiled = ov.Core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     checkpoint = arguments[arguments.index("--ckpt_path") + 1]
     model = DdpmSt.load_from_checkpoint(checkpoint)
