@@ -33,7 +33,7 @@ METRICS = {
 # Decimals that tell the models apart.
 DECIMALS = {"image_AUROC": 1, "pixel_AUROC": 2, "pixel_AUPR": 1, "pixel_AUPRO": 1}
 # Tables of curve.py with the default settings, the newest first. Of each category the first one that has it counts.
-DEFAULT_CURVES = ("curve_light.csv", "curve_half.csv")
+DEFAULT_CURVES = ("curve_default.csv", "curve_half.csv")
 # Other models in accuracy.csv.
 OTHERS = ("Patchcore", "Patchcore, canonical pose", "Stfpm")
 LABELS = {
