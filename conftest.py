@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, cast
@@ -24,9 +24,24 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parent
+pytest_plugins = ["pytester"]
 TESTING = ROOT / "docs" / "testing"
 GOOD, DEFECTIVE, NEW, NEW_DEFECTIVE = 40, 6, 3, 2
 SECONDS = 600
+PRELOADED = (
+    "anomalib.cli.cli",
+    "anomalib.deploy",
+    "anomalib.engine",
+    "anomalib.models",
+    "diffusers",
+    "kornia",
+    "matplotlib.pyplot",
+    "onnxscript",
+    "openvino",
+    "pandas",
+    "skimage.data",
+    "torchmetrics",
+)
 # Commands of the pages. ``demo`` and ``benchmark`` take minutes, and what pip and git would do is done already.
 CLIENT = 'exec "{python}" -S -E "{client}" "{socket}" {name} "$@"'
 COMMANDS = {
@@ -45,7 +60,7 @@ START = """
 anomalib-ddpm-st train -c "{configs}/own_parts.yaml" --data.root images --default_root_dir made
 mv "$(find made -type f -name '*.ckpt')" model.ckpt
 anomalib-ddpm-st export --model DdpmSt --ckpt_path model.ckpt --export_type openvino --default_root_dir made
-mv $(find made -name model.xml -o -name model.bin) .
+mv $(find made -name 'model.xml' -o -name 'model.bin' -o -name 'model.calibration.json') .
 rm -r made
 anomalib-ddpm-st diffusion --images images/good --output ddpm --image_size '[64, 64]' \\
     --teacher_weights resnet18.safetensors
@@ -58,15 +73,16 @@ class Server:
     Args:
         log (Path): File for what it prints.
         environment (dict[str, str]): Its environment.
+        preloaded (Sequence[str]): Modules that it imports, so that the commands need not.
     """
 
-    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, log: Path, environment: dict[str, str], preloaded: Sequence[str]) -> None:
         # The path of a socket must be short.
         self.folder = Path(tempfile.mkdtemp())
         self.socket = self.folder / "socket"
         with log.open("w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
-                [sys.executable, TESTING / "server.py", self.socket],
+                [sys.executable, TESTING / "server.py", self.socket, *preloaded],
                 env=environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -90,15 +106,16 @@ class Site:
 
     Args:
         folder (Path): Folder for all of it.
+        preloaded (Sequence[str]): Modules that the server imports. Defaults to those of most commands.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, preloaded: Sequence[str] = PRELOADED) -> None:
         self.folder = folder
         self.start = folder / "start"
         self.commands = folder / "commands"
         self.cache = folder / "cache"
         self.commands.mkdir(parents=True, exist_ok=True)
-        self.server = Server(folder / "server.log", self.environment)
+        self.server = Server(folder / "server.log", self.environment, preloaded)
         self.write_commands()
 
     @property
@@ -270,11 +287,14 @@ class Page:
 
 
 @pytest.fixture(scope="session")
-def site(pytestconfig: pytest.Config) -> Iterator[Site]:
+def site() -> Iterator[Site]:
     """What all pages share, made again only if the code has changed."""
-    sources = [Path(__file__), *sorted(TESTING.glob("*.py")), *sorted((ROOT / "anomalib_ddpm_st").rglob("*.py"))]
+    sources = [Path(__file__), TESTING / "tiny.py", ROOT / "configs" / "own_parts.yaml"]
+    sources += sorted((ROOT / "anomalib_ddpm_st").rglob("*.py"))
     key = sha256(b"".join(path.read_bytes() for path in sources) + str(ROOT).encode()).hexdigest()[:16]
-    root = pytestconfig.cache.mkdir("pages")
+    # Not in pytest's own cache, whose name begins with a dot: anomalib warns of images in hidden folders.
+    root = ROOT / "docs" / "_build" / "pages"
+    root.mkdir(parents=True, exist_ok=True)
     is_ready = (root / key / "done").exists()
     if not is_ready:
         for old in root.iterdir():
@@ -314,14 +334,28 @@ def check_yaml(example: Example) -> None:
     example.namespace["page"].run_block("yaml", example)
 
 
-pytest_collect_file = Sybil(
-    parsers=[
+def collector(root: Path) -> Callable:
+    """Collect the blocks of the pages of a repository.
+
+    Args:
+        root (Path): Folder of the README.
+
+    Returns:
+        Callable: Hook of pytest.
+    """
+    parsers = [
         CodeBlockParser("bash", run_bash),
         CodeBlockParser("python", run_python),
         CodeBlockParser("yaml", check_yaml),
         SkipParser(),
-    ],
-    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
-    excludes=["benchmarks/README.md", "docs/_build/*"],
-    fixtures=["page"],
-).pytest()
+    ]
+    return Sybil(
+        parsers,
+        path=str(root),
+        patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+        excludes=["benchmarks/README.md", "docs/_build/*"],
+        fixtures=["page"],
+    ).pytest()
+
+
+pytest_collect_file = collector(ROOT)

@@ -15,7 +15,7 @@ Example:
 from .core import known_noise  # noqa: F401  # first, since it hides warnings of the imports below
 from .core.canonical_pose import CanonicalPose
 from .core.input_size import InputSize, choose_input_size
-from .detector import DdpmSt, DefectSizePreProcessor
+from .detector import ConformalPostProcessor, DdpmSt, DefectSizePreProcessor
 from .diffusion import DefectPipeline, DiffusionConfig, PerturbedDDPMScheduler
 from .registration import register, synthetic_split
 from .synthesis import (
@@ -30,6 +30,7 @@ from .synthesis import (
 __all__ = [
     "BankConfig",
     "CanonicalPose",
+    "ConformalPostProcessor",
     "DdpmSt",
     "DefectConfig",
     "DefectPipeline",

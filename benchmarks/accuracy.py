@@ -31,6 +31,7 @@ from common import (
     make_training_engine,
     measure,
     peak_rss_gib,
+    picture_file,
     raw_evaluator,
     save_record,
 )
@@ -74,13 +75,20 @@ def evaluate(
 
 
 @torch.no_grad()
-def save_pictures(model: AnomalibModule, datamodule: MVTecAD, prefix: Path, per_type: int = 3) -> None:
+def save_pictures(
+    model: AnomalibModule,
+    datamodule: MVTecAD,
+    prefix: Path,
+    pictures: Path,
+    per_type: int = 3,
+) -> None:
     """Save raw anomaly maps of some test images of each kind, and a histogram of all scores.
 
     Args:
         model (AnomalibModule): Trained model.
         datamodule (MVTecAD): Data.
         prefix (Path): Prefix of the PNG files.
+        pictures (Path): Folder for pictures of images that may not be passed on.
         per_type (int): Number of images of each kind of defect. Defaults to ``3``.
     """
     model.eval()
@@ -104,28 +112,29 @@ def save_pictures(model: AnomalibModule, datamodule: MVTecAD, prefix: Path, per_
                 columns["image"].append(image)
                 columns["annotation"].append(mask.float().reshape(1, *mask.shape[-2:]))
                 columns["anomaly map"].append(anomaly_map.reshape(1, *anomaly_map.shape[-2:]))
-    save_contact_sheet(f"{prefix}_maps.png", columns)
+    save_contact_sheet(picture_file(prefix, "maps", datamodule.category, pictures), columns)
     save_score_histogram(f"{prefix}_scores.png", torch.cat(scores), torch.cat(labels))
 
 
 @torch.no_grad()
-def save_synthesis_pictures(model: DdpmSt, datamodule: MVTecAD, prefix: Path) -> None:
+def save_synthesis_pictures(model: DdpmSt, datamodule: MVTecAD, prefix: Path, pictures: Path) -> None:
     """Save unperturbed samples of the DDPM, and synthetic defects with their masks.
 
     Args:
         model (DdpmSt): Model trained in this process.
         datamodule (MVTecAD): Data.
         prefix (Path): Prefix of the PNG files.
+        pictures (Path): Folder for pictures of images that may not be passed on.
     """
     generator = torch.Generator().manual_seed(0)
     samples = load_pipeline(model.diffusion_dir)(batch_size=16, generator=generator, num_inference_steps=50).images
-    save_image(samples, f"{prefix}_ddpm_samples.png", nrow=4)
+    save_image(samples, picture_file(prefix, "ddpm_samples", datamodule.category, pictures), nrow=4)
     transform = DiffusionAnomalyGenerator(model.bank_dir, replace(model.defects, probability=1.0), generator)
     images = [datamodule.train_data[index].image for index in range(min(len(datamodule.train_data), SYNTHETIC_ROWS))]
     normal = torch.cat([model.model.align(model.pre_processor(image[None])) for image in images])
     synthetic, masks = transform(normal)
     columns = {"normal": list(normal), "synthetic": list(synthetic), "mask": list(masks)}
-    save_contact_sheet(f"{prefix}_synthetic.png", columns)
+    save_contact_sheet(picture_file(prefix, "synthetic", datamodule.category, pictures), columns)
 
 
 def with_canonical_pose(pre_processor: PreProcessor) -> PreProcessor:
@@ -182,6 +191,7 @@ def main() -> None:
                 options.precision,
                 Path(work_dir),
                 options.output,
+                options.pictures,
                 options.max_epochs,
                 options.canonical_pose,
             )
@@ -197,6 +207,7 @@ def run(
     precision: str,
     work_dir: Path,
     output: Path,
+    pictures: Path,
     max_epochs: int | None = None,
     canonical_pose: bool = False,
 ) -> None:
@@ -223,9 +234,9 @@ def run(
             "metrics": metrics,
         }
         save_record(output, record)
-        save_pictures(model, datamodule, output.with_suffix(""))
+        save_pictures(model, datamodule, output.with_suffix(""), pictures)
         if isinstance(model, DdpmSt) and model.bank_dir is not None:
-            save_synthesis_pictures(model, datamodule, output.with_suffix(""))
+            save_synthesis_pictures(model, datamodule, output.with_suffix(""), pictures)
     else:
         row = {"model": name, "category": category, "seed": seed, "commit": commit(), "seconds": round(seconds, 1)}
         append_row(output, {**row, **metrics})

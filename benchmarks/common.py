@@ -25,6 +25,8 @@ from jsonargparse import ArgumentParser
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
+# Data sets whose images may be passed on (NOTICE). Pictures that show others stay out of the repository.
+REDISTRIBUTABLE = frozenset({"magnetic_tile"})
 METRICS = ("image_AUROC", "pixel_AUROC", "pixel_AUPR", "pixel_AUPRO")
 # Names that can look like numbers.
 TEXT_COLUMNS = dict.fromkeys(("model", "category", "commit", "variant"), str)
@@ -167,7 +169,30 @@ def make_parser(description: str | None, categories: Sequence[str], output: str)
         help="Local weights for DdpmSt; null downloads them.",
     )
     parser.add_argument("--precision", type=str, default="32-true", help="Of training; measured in FP32.")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        default=Path("benchmarks/pictures"),
+        help="Folder for pictures of images that may not be passed on; git ignores the default.",
+    )
     return parser
+
+
+def picture_file(prefix: Path, kind: str, category: str, pictures: Path) -> Path:
+    """PNG file for a picture that shows images of a category.
+
+    Args:
+        prefix (Path): Folder and beginning of the name, next to the table.
+        kind (str): Rest of the name.
+        category (str): Category of the images.
+        pictures (Path): Folder that takes the place of the table's if the images may not be passed on.
+
+    Returns:
+        Path: File in a folder that exists.
+    """
+    folder = prefix.parent if category in REDISTRIBUTABLE else pictures
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{prefix.name}_{kind}.png"
 
 
 def merge(*settings: Mapping[str, Any]) -> dict[str, Any]:

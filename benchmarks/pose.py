@@ -9,7 +9,7 @@ Example:
 The decision is the one that a training makes, from normal images alone. Where parts are turned, each of 64 images is
 also seen in another light (:func:`change_light`): ``degrees`` and ``pixels`` are the differences between the two poses,
 which should be those of one part, at the median, the 95 % quantile and the largest. A picture of each such category is
-saved next to the record.
+saved.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import make_parser, save_record
+from common import make_parser, picture_file, save_record
 
 from anomalib_ddpm_st.core.canonical_pose import CanonicalPose
 from anomalib_ddpm_st.core.images import DEFAULT_IMAGE_SIZE, NormalImages, evenly_spaced
@@ -102,7 +102,7 @@ def main() -> None:
     figures = {}
     for category in options.categories:
         paths = sorted((options.data_root / category / "train" / "good").iterdir())
-        picture = options.output.with_name(f"{options.output.stem}_{category}.png")
+        picture = picture_file(options.output.with_suffix(""), category, category, options.pictures)
         figures[category] = measure_pose(NormalImages.from_files(paths, DEFAULT_IMAGE_SIZE), teacher, picture)
         logger.info("%s: %s", category, figures[category])
     save_record(options.output, {"categories": figures, "quantiles": QUANTILES})

@@ -8,7 +8,7 @@ Example:
 
 ``curve.py --weights-dir WEIGHTS`` keeps the weights; for each category and seed those of the last step are measured.
 INT8 is made by ``DdpmSt.to_openvino`` and calibrated with the training set. Raw scores, no threshold. Existing rows are
-skipped. ``seconds`` is the time of the test. The pictures next to the table show anomaly maps and scores in FP32.
+skipped. ``seconds`` is the time of the test. Pictures show anomaly maps and scores in FP32.
 """
 
 import itertools
@@ -91,7 +91,8 @@ def main() -> None:
         datamodule = make_mvtec(options.data_root, category, eval_batch_size=1, num_workers=0)
         datamodule.setup()
         model = load(kept[-1], datamodule, seed, options.renew_memory)
-        save_pictures(model, datamodule, options.output.with_name(f"{options.output.stem}_{category}_{seed}"))
+        prefix = options.output.with_name(f"{options.output.stem}_{category}_{seed}")
+        save_pictures(model, datamodule, prefix, options.pictures)
         with tempfile.TemporaryDirectory() as work_dir:
             paths = {
                 name: model.to_openvino(Path(work_dir) / name, compression_type=compression, datamodule=datamodule)

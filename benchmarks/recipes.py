@@ -7,8 +7,7 @@ Example:
     python benchmarks/recipes.py --categories bottle --max-steps 300 --diffusion-paths '{"bottle": DIR}'
 
 Draem's own generator has no DTD textures to blend in here, so it falls back to Perlin noise. Existing rows are skipped.
-``seconds`` is the training, with DDPM and bank if they are not in the cache. The pictures next to the table show maps
-and scores.
+``seconds`` is the training, with DDPM and bank if they are not in the cache. Pictures show maps and scores.
 """
 
 import itertools
@@ -75,7 +74,8 @@ def main() -> None:
             seconds = time.perf_counter() - start
             metrics = measure(model, datamodule, default_root_dir=work_dir)
         append_row(args.output, {**key, "commit": commit(), "seconds": round(seconds), **metrics})
-        save_pictures(model, datamodule, args.output.with_name(f"{args.output.stem}_{source}_{category}_{seed}"))
+        prefix = args.output.with_name(f"{args.output.stem}_{source}_{category}_{seed}")
+        save_pictures(model, datamodule, prefix, args.pictures)
 
 
 if __name__ == "__main__":

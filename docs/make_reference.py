@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser
 
@@ -59,7 +59,7 @@ def arguments(docstring: str) -> dict[str, tuple[str, str]]:
 
 def to_markdown(text: str) -> str:
     """Text of a docstring for a cell of a table."""
-    text = ROLE.sub(lambda match: f"`{match[1].rsplit('.', maxsplit=1)[-1]}`", text)
+    text = ROLE.sub(lambda match: f"`{match[1].rsplit('.', maxsplit=1)[-1]}`", " ".join(text.split()))
     return text.replace("``", "`").replace("|", r"\|")
 
 
@@ -79,13 +79,14 @@ def settings_table(owner: type) -> str:
         str: Table in Markdown.
     """
     rows = []
+    parameters = inspect.signature(owner).parameters
     for name, (kind, text) in arguments(owner.__doc__ or "").items():
+        choices = get_args(parameters[name].annotation) if kind.isidentifier() else ()
+        kind_or_choices = " | ".join(f'"{choice}"' for choice in choices) or kind
         match = DEFAULT.search(text)
-        default = ""
-        if match is not None:
-            text = DEFAULT.sub(f" By default {match[2]}." if match[2] else "", text)
-            default = f"`{match[1]}`"
-        rows.append([f"`{name}`", to_markdown(f"``{kind}``"), default, to_markdown(text)])
+        default = f"`{match[1]}`" if match else ""
+        meaning = DEFAULT.sub(f" By default {match[2]}." if match and match[2] else "", text)
+        rows.append([f"`{name}`", to_markdown(f"``{kind_or_choices}``"), default, to_markdown(meaning)])
     return table(["Setting", "Type", "Default", "Meaning"], rows)
 
 
@@ -108,7 +109,11 @@ def command_table(function: Callable[..., None]) -> str:
             continue
         if any(other.dest.startswith(f"{action.dest}.") for other in parser._actions):  # noqa: SLF001
             continue
-        rows.append([f"`{option}`", _default(action.default, action.required), to_markdown(str(action.help or ""))])
+        rows.append([
+            f"`{option}`",
+            _default(action.default, action.dest in parser.required_args),
+            to_markdown(str(action.help or "")),
+        ])
     return table(["Option", "Default", "Meaning"], rows)
 
 

@@ -23,7 +23,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
 # Seconds without a change after which a file that cannot be read is no longer one that is still being written.
 PATIENCE = 10
-# Colours of the heat map by its value. The threshold is at 0.5, from where on colours are most opaque.
+# Colours of the heat map by its value, transparent up to a third of the threshold (0.25), most opaque from it on (0.5).
 COLOURS = {0.0: (0, 0, 255), 0.25: (0, 255, 255), 0.5: (255, 255, 0), 1.0: (255, 0, 0)}
 OPACITY = 0.5
 
@@ -40,7 +40,7 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray) -> Im
     heat = np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     channels = zip(*COLOURS.values(), strict=True)
     colours = np.stack([np.interp(heat, list(COLOURS), channel) for channel in channels], axis=-1)
-    opacity = OPACITY * (2 * heat).clip(0, 1)[..., None]
+    opacity = OPACITY * (4 * heat - 1).clip(0, 1)[..., None]
     picture = (1 - opacity) * pixels + opacity * colours
     inside = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
     padded = np.pad(inside, 1)

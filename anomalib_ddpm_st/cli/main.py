@@ -30,12 +30,14 @@ from .diffusion import diffusion
 from .folder import add_folder_name
 from .size import size
 from .synthesize import synthesize
+from .threshold import threshold
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "diffusion": diffusion,
     "synthesize": synthesize,
     "demo": demo,
     "size": size,
+    "threshold": threshold,
 }
 
 DOCSTRING_MARKUP = re.compile(r"\s*Defaults to ``[^`]*``\.|``|:\w+:(?=`)")
@@ -47,7 +49,7 @@ def _summary(function: Callable[..., None]) -> str:
 
 
 class DdpmStCLI(AnomalibCLI):
-    """anomalib's command line with ``diffusion``, ``synthesize``, ``demo`` and ``size`` added.
+    """anomalib's command line with ``diffusion``, ``synthesize``, ``demo``, ``size`` and ``threshold`` added.
 
     Args:
         args (Sequence[str] | None): Command line arguments. Defaults to those of the process.
@@ -124,6 +126,10 @@ class DdpmStCLI(AnomalibCLI):
     def add_size_arguments(self, parser: ArgumentParser) -> None:
         """Add the arguments of ``size``."""
         self._add_function_arguments(size, parser)
+
+    def add_threshold_arguments(self, parser: ArgumentParser) -> None:
+        """Add the arguments of ``threshold``."""
+        self._add_function_arguments(threshold, parser)
 
     @staticmethod
     def _add_function_arguments(function: Callable[..., None], parser: ArgumentParser) -> None:

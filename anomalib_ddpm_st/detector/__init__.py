@@ -6,6 +6,14 @@
 from .defect_size import DefectSizePreProcessor
 from .lightning_model import DdpmSt
 from .loss import DdpmStLoss
+from .post_processing import ConformalPostProcessor
 from .torch_model import DdpmStModel, build_model
 
-__all__ = ["DdpmSt", "DdpmStLoss", "DdpmStModel", "DefectSizePreProcessor", "build_model"]
+__all__ = [
+    "ConformalPostProcessor",
+    "DdpmSt",
+    "DdpmStLoss",
+    "DdpmStModel",
+    "DefectSizePreProcessor",
+    "build_model",
+]

@@ -8,8 +8,8 @@ mounted the same way must not, since a rotated one is a defect there. The normal
 vary, a rotated image resembles another normal image; if not, it is as far from all of them as two normal images are
 from each other.
 
-Small changes of pose and brightness, and other light: every part lies slightly differently under the camera, and lamps
-age. Without them the student memorises a few hundred normal images and calls new ones defective.
+Small changes of pose and brightness: every part lies slightly differently under the camera. Without them the student
+memorises a few hundred normal images and calls new ones defective.
 """
 
 import math
@@ -43,7 +43,6 @@ SHIFT = 0.04
 GAIN = 0.15
 OFFSET = 0.05
 P_MOVED = 0.5
-P_LIT = 0.5
 
 # What :func:`change_light` draws from.
 LIGHT_GAIN = (0.75, 1.25)
@@ -59,9 +58,9 @@ def jitter_pair(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Slightly change pose and brightness of images, and in the same way of their copies with defects and the masks.
 
-    The gain changes by up to 15 % and the offset by up to 0.05. Every second image is seen in another light, see
-    :func:`change_light`. Every second one, since interpolation costs sharpness, is rotated by up to 4 degrees, scaled
-    by up to 6 % and shifted by up to 4 % of each side. Padding stays as it is.
+    The gain changes by up to 15 % and the offset by up to 0.05. Every second image, since interpolation costs
+    sharpness, is rotated by up to 4 degrees, scaled by up to 6 % and shifted by up to 4 % of each side. Padding
+    stays as it is.
 
     Args:
         images (torch.Tensor): Images of shape ``(B, 3, H, W)`` with values in [0, 1].
@@ -79,11 +78,6 @@ def jitter_pair(
         stacked = torch.cat([images, augmented, masks], dim=1)
         stacked[moved] = random_affine(stacked[moved], ROTATION, SCALE, SHIFT)
         images, augmented, masks = stacked[:, :3], stacked[:, 3:6], (stacked[:, 6:] > 0.5).to(masks.dtype)
-    lit = torch.rand(count, device=device) < P_LIT
-    if lit.any():
-        pairs = torch.cat([images, augmented], dim=1)
-        pairs[lit] = _in_other_light(pairs[lit])
-        images, augmented = pairs[:, :3], pairs[:, 3:]
     gain, offset = 2 * torch.rand(2, count, 1, 1, 1, device=device) - 1
     images, augmented = ((part * (1 + GAIN * gain) + OFFSET * offset).clamp(0, 1) for part in (images, augmented))
     images, augmented, masks = (
@@ -105,11 +99,6 @@ def change_light(images: torch.Tensor, generator: torch.Generator | None = None)
     Returns:
         torch.Tensor: Images of the same shape with values in [0, 1].
     """
-    return restore_frames(_in_other_light(images, generator), images, find_frames(images))
-
-
-def _in_other_light(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """:func:`change_light` of images with any number of channels and without padding."""
     column, device = (len(images), 1, 1, 1), images.device
 
     def draw(low: float, high: float) -> torch.Tensor:
@@ -124,7 +113,8 @@ def _in_other_light(images: torch.Tensor, generator: torch.Generator | None = No
     right, down = draw(-1, 1), draw(-1, 1)
     spot = torch.exp(-((columns - right) ** 2 + (rows - down) ** 2) / SPOT_WIDTH)
     sign = 2 * (draw(0, 1) < 0.5) - 1
-    return (lit * (1 + sign * draw(*LIGHT_GRADIENT) * spot)).clamp(0, 1)
+    lit = (lit * (1 + sign * draw(*LIGHT_GRADIENT) * spot)).clamp(0, 1)
+    return restore_frames(lit, images, find_frames(images))
 
 
 def allowed_symmetries(

@@ -26,6 +26,7 @@ from anomalib_ddpm_st.core.progress import progress
 from anomalib_ddpm_st.diffusion import load_pipeline
 
 from .components import OneClassEvaluator, crops_before_resize
+from .post_processing import ConformalPostProcessor
 from .training_data import DetectorModule, TrainingData, count_labels
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _warn(model: DetectorModule, data: TrainingData | None) -> None:
 
 
 def _check_trainer(model: DetectorModule, trainer: Trainer) -> Iterator[Exception]:
-    """Check precision and smallest number of steps."""
+    """Check precision, smallest number of steps and what calibrates the thresholds."""
     precision = str(trainer.precision)
     if precision not in PRECISIONS:
         yield ValueError(f"DdpmSt does not train with precision '{precision}': choose from {', '.join(PRECISIONS)}.")
@@ -100,6 +101,12 @@ def _check_trainer(model: DetectorModule, trainer: Trainer) -> Iterator[Exceptio
             f"min_steps ({trainer.min_steps}) is above training_steps ({model.training_steps}), the length of the "
             "schedule: raise training_steps."
         )
+    post_processor = getattr(model, "post_processor", None)
+    if isinstance(post_processor, ConformalPostProcessor):
+        try:
+            post_processor.check_validation_set(trainer)
+        except ValueError as error:
+            yield error
 
 
 def _check_monitors(model: DetectorModule, trainer: Trainer, data: TrainingData | None) -> Iterator[Exception]:

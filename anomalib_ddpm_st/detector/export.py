@@ -22,7 +22,9 @@ from anomalib_ddpm_st.core.images import NormalImages
 from anomalib_ddpm_st.core.signal_stack import preserved_signal_stack
 from anomalib_ddpm_st.core.transforms import find_transform, make_resize
 
+from .calibration_file import CalibrationFile
 from .openvino import MAX_CALIBRATION_IMAGES, quantize, quantize_with_accuracy_control
+from .post_processing import ConformalPostProcessor
 
 ONNX_OPSET = 18
 # Two sizes of the same proportions, which a pre-processor that resizes or crops makes equal.
@@ -105,6 +107,9 @@ class ExportMixin(Base):
         INT8 is calibrated with normal images of the training set, half of them with synthetic defects. anomalib
         would use the validation set, whose images do not fit a model with a fixed input size.
 
+        If held-out good images have calibrated the thresholds, their scores are saved next to the model, as
+        ``model.calibration.json``, for ``anomalib-ddpm-st threshold``.
+
         Args:
             export_root (Path | str): Folder to write to.
             model_file_name (str): Name of the file without its ending. Defaults to ``"model"``.
@@ -125,11 +130,41 @@ class ExportMixin(Base):
         Raises:
             ValueError: If data that the compression needs is missing, or ``max_drop`` is out of its range.
         """
+        path = self._to_openvino(
+            export_root,
+            model_file_name,
+            input_size,
+            compression_type,
+            datamodule,
+            metric,
+            task,
+            max_drop,
+            ov_kwargs,
+            onnx_kwargs,
+        )
+        if isinstance(self.post_processor, ConformalPostProcessor):
+            calibration = CalibrationFile.from_post_processor(self.post_processor)
+            if calibration is not None:
+                calibration.save(path)
+        return path
+
+    def _to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str,
+        input_size: tuple[int, int] | None,
+        compression_type: CompressionType | None,
+        datamodule: AnomalibDataModule | None,
+        metric: Metric | None,
+        task: TaskType | None,
+        max_drop: float,
+        *further: dict[str, Any] | None,
+    ) -> Path:
+        """Export to OpenVINO without the calibration file, see :meth:`to_openvino`."""
         quantized = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
         arguments = (input_size, None if compression_type in quantized else compression_type, datamodule, metric, task)
-        further = (max_drop, ov_kwargs, onnx_kwargs)
         if compression_type not in quantized:
-            return super().to_openvino(export_root, model_file_name, *arguments, *further)
+            return super().to_openvino(export_root, model_file_name, *arguments, max_drop, *further)
         if datamodule is None:
             msg = f"{compression_type} needs images for calibration: pass the datamodule of the training."
             raise ValueError(msg)
@@ -144,7 +179,7 @@ class ExportMixin(Base):
         normal = NormalImages.from_datamodule(datamodule, self._resize(input_size))
         images = list(normal.read(MAX_CALIBRATION_IMAGES).values())
         with tempfile.TemporaryDirectory() as work_dir:
-            path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
+            path = super().to_openvino(work_dir, model_file_name, *arguments, max_drop, *further)
             model = openvino.Core().read_model(path)
             if compression_type == CompressionType.INT8_PTQ:
                 model = quantize(model, images)

@@ -38,7 +38,7 @@ from .loss import DdpmStLoss
 from .memory_bank import DEFAULT_SIZE
 from .normal_reference import NormalReference
 from .pose_selection import PoseOption
-from .post_processing import OneClassPostProcessor
+from .post_processing import ConformalPostProcessor
 from .preparation import PreparationMixin
 from .torch_model import DEFAULT_TOP_K, DdpmStModel, build_model
 from .training_run import TrainingRun
@@ -94,7 +94,8 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
             pixels. :class:`DefectSizePreProcessor` chooses the size by the smallest defect that matters. It must not
             normalise: the teacher does, by the statistics of its backbone. Defaults to ``True``.
         post_processor (PostProcessor | bool, optional): Post-processor or flag to use the default,
-            :class:`OneClassPostProcessor`, which also finds a threshold without defects. Defaults to ``True``.
+            :class:`ConformalPostProcessor`, which keeps a false-alarm rate if there are only good images.
+            Defaults to ``True``.
         evaluator (Evaluator | bool, optional): Evaluator or flag to use the default. Defaults to ``True``.
         visualizer (Visualizer | bool, optional): Visualizer or flag to use the default. Defaults to ``True``.
 
@@ -257,7 +258,7 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         if renew_memory:
             reference.fill_memory_bank(pixels)
         reference.calibrate_scores()
-        if isinstance(self.post_processor, OneClassPostProcessor) and self.post_processor.from_good_images:
+        if isinstance(self.post_processor, ConformalPostProcessor) and self.post_processor.from_good_images:
             self.post_processor.use_good_images(reference.normal_scores, reference.num_known, None)
 
     def on_validation_start(self) -> None:
@@ -360,8 +361,8 @@ class DdpmSt(PreparationMixin, ExportMixin, AnomalibModule):
         return make_pre_processor(image_size, center_crop_size)
 
     def configure_post_processor(self) -> PostProcessor:
-        """Default post-processor, see :class:`OneClassPostProcessor`."""
-        return OneClassPostProcessor()
+        """Default post-processor, see :class:`ConformalPostProcessor`."""
+        return ConformalPostProcessor()
 
     @staticmethod
     def configure_evaluator() -> Evaluator:

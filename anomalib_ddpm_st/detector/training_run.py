@@ -21,7 +21,7 @@ from anomalib_ddpm_st.core.random_state import random_state, set_random_state
 from anomalib_ddpm_st.core.training_loader import TrainingLoader
 
 from .normal_reference import SCALE_IMAGES
-from .post_processing import OneClassPostProcessor
+from .post_processing import ConformalPostProcessor
 from .training_data import DetectorModule, list_loaders
 
 # Largest number of images of validations, as a fraction of those of training steps. An image of a training step takes
@@ -220,7 +220,7 @@ class TrainingRun(StopOnSignal):
         if reference is not None:
             reference.calibrate_scores(trainer.global_step)
             post_processor = getattr(pl_module, "post_processor", None)
-            if isinstance(post_processor, OneClassPostProcessor) and not self._validates(trainer):
+            if isinstance(post_processor, ConformalPostProcessor) and not self._validates(trainer):
                 post_processor.use_good_images(reference.normal_scores, reference.num_known, None)
         callbacks = cast("list[ModelCheckpoint]", trainer.checkpoint_callbacks)
         if not callbacks or cast("Any", trainer).fast_dev_run or trainer.global_step == 0:

@@ -37,7 +37,7 @@ class DefectPipeline(DiffusionPipeline):
     ``from_pretrained``.
 
     Args:
-        unet (UNet2DModel): Denoising network, see :func:`anomalib_ddpm_st.diffusion.build_unet`.
+        unet (UNet2DModel): Denoising network, see ``anomalib_ddpm_st.diffusion.build_unet``.
         scheduler (PerturbedDDPMScheduler): Scheduler with a perturbed reverse step.
         tile_size (int | None): Side in pixels of the tiles in which the network sees images, as in its training.
             ``None`` for whole images. Defaults to ``None``.

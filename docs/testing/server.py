@@ -1,10 +1,10 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``python server.py SOCKET``: imports what all commands of the pages need, and forks a process for each of them.
+"""``python server.py SOCKET MODULE ...``: imports these modules, and forks a process for each command of the pages.
 
-The imports take ten seconds or more, and the pages have some fifty commands. This package is imported by each command
-anew, so that its import has the effects that it has for users.
+The imports take ten seconds or more, and the pages have some fifty commands. Each command imports this package itself,
+so that the import has the effects that it has for users.
 """
 
 import contextlib
@@ -23,31 +23,18 @@ from typing import Any
 
 import tiny
 
-PRELOADED = (
-    "anomalib.cli.cli",
-    "anomalib.deploy",
-    "anomalib.engine",
-    "anomalib.models",
-    "diffusers",
-    "kornia",
-    "matplotlib.pyplot",
-    "onnxscript",
-    "openvino",
-    "pandas",
-    "skimage.data",
-    "torchmetrics",
-)
 INTERRUPTED = 130
 
 
-def serve(path: str) -> None:
+def serve(path: str, preloaded: list[str]) -> None:
     """Fork a process for each connection, until the process that started the server is gone.
 
     Args:
         path (str): Socket that clients connect to.
+        preloaded (list[str]): Modules to import first.
     """
     parent = os.getppid()
-    for name in PRELOADED:
+    for name in preloaded:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -109,7 +96,6 @@ def work(request: dict[str, Any]) -> None:
             open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             for number, mode in enumerate(("r", "w", "w"))
         )
-        time.tzset()
         run(request["command"])
         status = 0
     except SystemExit as end:
@@ -122,9 +108,10 @@ def work(request: dict[str, Any]) -> None:
     except BaseException:  # noqa: BLE001  # as Python itself does
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        # Handlers of logging may hold those that Python started with.
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
         os._exit(status)
 
 
@@ -163,7 +150,7 @@ def run(command: list[str]) -> None:
 
 
 def run_blocks() -> None:
-    """Run blocks of Python or YAML in one namespace; after each, write whether it passed to descriptor 3 or so."""
+    """Run blocks of Python or YAML in one namespace; after each, write to a file whether it passed."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line in sys.stdin:
         block = json.loads(line)
@@ -180,7 +167,9 @@ def run_blocks() -> None:
             passed = False
         sys.stdout.flush()
         sys.stderr.flush()
-        Path(block["answer"]).write_text("passed" if passed else "failed", encoding="utf-8")
+        partial = Path(f"{block['answer']}.new")
+        partial.write_text("passed" if passed else "failed", encoding="utf-8")
+        partial.rename(block["answer"])
 
 
 def check_config(text: str) -> None:
@@ -190,6 +179,10 @@ def check_config(text: str) -> None:
         text (str): Config or a part of one.
     """
     import yaml
+
+    config = yaml.safe_load(text)
+    if not isinstance(config, dict):
+        return
     from anomalib.data import AnomalibDataModule
     from anomalib.models import AnomalibModule
     from jsonargparse import ArgumentParser
@@ -197,9 +190,6 @@ def check_config(text: str) -> None:
 
     import anomalib_ddpm_st  # noqa: F401
 
-    config = yaml.safe_load(text)
-    if not isinstance(config, dict):
-        return
     parser = ArgumentParser(exit_on_error=False)
     kinds: dict[str, Any] = {"model": AnomalibModule, "data": AnomalibDataModule, "callback": Callback}
     for name, kind in kinds.items():
@@ -214,4 +204,4 @@ def check_config(text: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2:])

@@ -53,15 +53,15 @@ def _limit_config(check: Callable[[Any], None], limits: dict[str, Any]) -> Calla
     return check_and_limit
 
 
-def _limit_arguments(init: Callable[..., None], change: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
-    """A constructor whose arguments are changed first; its signature stays, since parsers read it."""
+def _limit_arguments(function: Callable[..., Any], change: Callable[[dict[str, Any]], None]) -> Callable[..., Any]:
+    """A function whose arguments are changed first; its signature stays, since parsers read it."""
 
-    @wraps(init)
-    def changed(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        bound = signature(init).bind(*args, **kwargs)
+    @wraps(function)
+    def changed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        bound = signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         change(bound.arguments)
-        init(*bound.args, **bound.kwargs)
+        return function(*bound.args, **bound.kwargs)
 
     return changed
 
@@ -86,12 +86,14 @@ def limit_loader(arguments: dict[str, Any]) -> None:
 
 
 def limit_fit(fit: Callable[..., None]) -> Callable[..., None]:
-    """``Trainer.fit`` with a few batches for the models of anomalib, which have no number of steps."""
+    """``Trainer.fit`` with a few batches for other models, which have no number of steps."""
+    from anomalib.models import AnomalibModule
+
     from anomalib_ddpm_st import DdpmSt
 
     @wraps(fit)
     def short_fit(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        if not isinstance(model, DdpmSt):
+        if isinstance(model, AnomalibModule) and not isinstance(model, DdpmSt):
             trainer.fit_loop.max_epochs = LIMITS["Trainer"]["max_epochs"]
             trainer.limit_train_batches = LIMITS["Trainer"]["limit_train_batches"]
         fit(trainer, model, *args, **kwargs)
@@ -99,9 +101,15 @@ def limit_fit(fit: Callable[..., None]) -> Callable[..., None]:
     return short_fit
 
 
+def untrained(arguments: dict[str, Any]) -> None:
+    """Replace weights that would be downloaded by random ones."""
+    arguments["pretrained"] = False
+
+
 @contextmanager
 def tiny_settings() -> Generator[None, None, None]:
     """Limit the settings of this process."""
+    import timm
     from lightning.pytorch import Trainer
     from torch.utils.data import DataLoader
 
@@ -114,6 +122,7 @@ def tiny_settings() -> Generator[None, None, None]:
         for owner, change in ((DdpmSt, limit_model), (DataLoader, limit_loader)):
             stack.enter_context(patch.object(owner, "__init__", _limit_arguments(owner.__init__, change)))
         stack.enter_context(patch.object(Trainer, "fit", limit_fit(Trainer.fit)))
+        stack.enter_context(patch.object(timm, "create_model", _limit_arguments(timm.create_model, untrained)))
         yield
 
 

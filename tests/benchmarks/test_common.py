@@ -1,13 +1,14 @@
 # Copyright (C) 2026 anomalib_ddpm_st authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tests of what the benchmarks share: tables and settings."""
+"""Tests of what the benchmarks share: tables, settings and where pictures go."""
 
 import csv
 from pathlib import Path
 from typing import Any
 
-from common import append_row, ddpm_st_arguments, has_row, merge, read_table
+import pytest
+from common import append_row, ddpm_st_arguments, has_row, merge, picture_file, read_table
 
 KEY = ["variant", "category", "seed", "budget"]
 
@@ -87,3 +88,17 @@ def test_arguments_of_the_detector(tmp_path: Path) -> None:
         "teacher_weights": None,
         "cache_dir": "cache",
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("category", "folder"), [("magnetic_tile", "results"), ("bottle", "pictures"), ("my_parts", "pictures")]
+)
+def test_pictures_that_may_not_be_passed_on_stay_out_of_the_results(category: str, folder: str, tmp_path: Path) -> None:
+    """Only images of a data set whose licence is known to allow it are saved next to the table."""
+    path = picture_file(tmp_path / "results" / f"quick_{category}", "maps", category, tmp_path / "pictures")
+    assert path == tmp_path / folder / f"quick_{category}_maps.png"
+    assert path.parent.is_dir()

@@ -38,6 +38,7 @@ def test_record_and_picture(data_root: Path, tmp_path: Path, monkeypatch: pytest
     output = tmp_path / "pose.json"
     monkeypatch.setattr(pose.Teacher, "load_weights", lambda *_: None)
     options = ["--categories", "bottle", "bolt", f"--data-root={tmp_path / 'data'}", f"--output={output}"]
+    options.append(f"--pictures={tmp_path / 'pictures'}")
     monkeypatch.setattr(sys, "argv", ["benchmarks/pose.py", *options])
     pose.main()
     figures = json.loads(output.read_text(encoding="utf-8"))["categories"]
@@ -45,7 +46,8 @@ def test_record_and_picture(data_root: Path, tmp_path: Path, monkeypatch: pytest
     assert figures["bolt"]["turned"]
     assert figures["bolt"]["changed_light"]["degrees"][1] < 3
     assert figures["bolt"]["changed_light"]["pixels"][1] < 6
-    assert {path.name for path in tmp_path.glob("*.png")} == {"pose_bolt.png"}
+    assert [path.name for path in tmp_path.rglob("*.png") if path.parent != folder] == ["pose_bolt.png"]
+    assert (tmp_path / "pictures" / "pose_bolt.png").exists()
 
 
 def test_differences_of_poses() -> None:

@@ -30,6 +30,7 @@ def test_one_row_for_each_source(data_root: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Trainer, "save_checkpoint", lambda *_: None)
     output = tmp_path / "results" / "recipes.csv"
     options = {"data-root": data_root, "output": output, "max-steps": 2, "batch-size": 2, "image-size": 32}
+    options["pictures"] = tmp_path / "pictures"
     arguments = ["benchmarks/recipes.py", *(f"--{key}={value}" for key, value in options.items()), "--sources", "own"]
     for more in ([], ["self_texture"]):
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
@@ -41,7 +42,6 @@ def test_one_row_for_each_source(data_root: Path, tmp_path: Path, monkeypatch: p
         ["self_texture", "bottle", 2],
     ]
     assert rows[list(METRICS)].stack().between(0, 100).all()
-    pictures = {
-        f"recipes_{source}_bottle_1_{kind}.png" for source in ("own", "self_texture") for kind in ("maps", "scores")
-    }
-    assert {path.name for path in output.parent.glob("*.png")} == pictures
+    for folder, kind in ((output.parent, "scores"), (tmp_path / "pictures", "maps")):
+        names = {path.name for path in folder.glob("*.png")}
+        assert names == {f"recipes_{source}_bottle_1_{kind}.png" for source in ("own", "self_texture")}

@@ -230,22 +230,9 @@ def test_jitter_changes_all_three_alike() -> None:
     assert 0.25 < stays.float().mean() < 0.75
     change = (clean - images).abs().flatten(1).amax(dim=1)
     assert (change > 0).all()
-    assert 0.25 < (change[stays] <= 0.15 + 0.05 + 1e-5).float().mean() < 0.75
-
-
-def test_jitter_lights_both_images_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second pair is seen in another light, the same for both images, and in a light of its own."""
-    monkeypatch.setattr(augmentation, "P_MOVED", 0)
-    monkeypatch.setattr(augmentation, "GAIN", 0)
-    monkeypatch.setattr(augmentation, "OFFSET", 0)
-    images = torch.full((64, 3, 32, 32), 0.5)
-    clean, defective, _ = jitter_pair(images, images.clone(), torch.zeros(64, 1, 32, 32))
-    assert torch.equal(clean, defective)
-    lit = (clean != images).flatten(1).any(dim=1)
-    assert 0.25 < lit.float().mean() < 0.75
-    assert clean[lit].mean(dim=(1, 2, 3)).unique().numel() > lit.sum() // 2
-    monkeypatch.setattr(augmentation, "P_LIT", 0)
-    assert torch.equal(jitter_pair(images, images, torch.zeros(64, 1, 32, 32))[0], images)
+    assert change[stays].max() <= 0.15 + 0.05 + 1e-5
+    for part in (clean, defective):
+        assert part[stays].shape[0] > 0
 
 
 def test_jitter_keeps_grey_images_grey() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from anomalib_ddpm_st import DdpmSt
 from anomalib_ddpm_st.cli import DdpmStCLI
 from anomalib_ddpm_st.cli.demo_data import write_data
+from anomalib_ddpm_st.detector.calibration_file import CalibrationFile
 
 from .conftest import ROOT, SIZE, Command, Shell, make_engine
 
@@ -98,7 +99,7 @@ def both(result: subprocess.CompletedProcess) -> str:
 def test_good_images_alone(parts: Path, shell: Shell, command: Command) -> None:
     result = shell(*train_arguments())
     plan, _, rest = result.stdout.partition("Results")
-    assert "10 good for training, 1 good and 0 defective for validation, 1 good and 0 defective for test" in plan
+    assert "9 good for training, 2 good and 0 defective for validation, 1 good and 0 defective for test" in plan
     assert re.search(r"Stage 1 +DDPM of the good images, 2 steps: (less than|about)", plan)
     assert re.search(r"Stage 3 +detector, 10 steps: (less than|about)", plan)
     assert len(plan.splitlines()) <= 8
@@ -108,7 +109,7 @@ def test_good_images_alone(parts: Path, shell: Shell, command: Command) -> None:
     assert [noise for noise in NOISE if noise in both(result)] == []
     assert both(result).count("a warning that nobody knows") == 1 + both(result).count("warnings.warn(")
     assert both(result).count("a line that nobody knows") == 1
-    assert both(result).count("No labelled defects to set the threshold by") == 1
+    assert both(result).count("A false-alarm rate of 1 % needs 99 good images") == 1
     assert "image_FPR" in result.stdout
     assert "AUROC" not in result.stdout
 
@@ -117,6 +118,11 @@ def test_good_images_alone(parts: Path, shell: Shell, command: Command) -> None:
     arguments = shlex.split(printed)
     command(*arguments[1:], "--default_root_dir", "exported", cli=DdpmStCLI)
     (exported,) = (parts / "exported").rglob("*.xml")
+    calibration = CalibrationFile.load(exported)
+    assert len(calibration.image_scores) == len(calibration.pixel_maxima) == 2, "the good images of the validation set"
+    moved = parts / "moved" / "model.xml"
+    command("threshold", "--model", str(exported), "--false_alarm_rate", "0.4", "--output", str(moved), cli=DdpmStCLI)
+    assert CalibrationFile.load(moved).image_threshold < calibration.image_threshold
     compiled = ov.Core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     checkpoint = arguments[arguments.index("--ckpt_path") + 1]
     model = DdpmSt.load_from_checkpoint(checkpoint)
@@ -141,4 +147,4 @@ def test_verbose_shows_everything(parts: Path, shell: Shell) -> None:
     ] == []
     assert (parts / "results" / "DdpmSt" / "images" / "v0").is_dir(), "named like the root folder"
     assert "none for validation" in text
-    assert "0 of them not trained on" in text
+    assert "there are none: the threshold is that of" in text
