@@ -23,7 +23,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
 # Seconds without a change after which a file that cannot be read is no longer one that is still being written.
 PATIENCE = 10
-# Colours of the heat map by its value, transparent up to half the threshold (0.25), most opaque from it on (0.5).
+# Colours of the heat map by its value: transparent up to 0.25, most opaque from the threshold (0.5) on.
 COLOURS = {0.0: (0, 0, 255), 0.25: (0, 255, 255), 0.5: (255, 255, 0), 1.0: (255, 0, 0)}
 OPACITY = 0.5
 
