@@ -4,7 +4,6 @@
 """``anomalib-ddpm-st demo``: all three stages on embedded data, next to a baseline."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,8 +54,6 @@ def demo(
         ImportError: If the extras of the demo are not installed.
     """
     console = Console()
-    for name in ("onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
     write_data(output / "data", surface, seed)
     arguments: dict[str, Any] = {

@@ -58,11 +58,17 @@ MESSAGES = (
 )
 
 
+# Packages that log each step of an export; their warnings are shown.
+CHATTY = ("onnx_ir", "onnxscript")
+
+
 class KnownNoise(logging.Filter):
-    """Lets every record pass but those with a known message."""
+    """Lets every record pass but those with a known message, and the steps of an export."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to show a record."""
+        if record.levelno < logging.WARNING and record.name.split(".", maxsplit=1)[0] in CHATTY:
+            return False
         return not any(re.match(message, record.getMessage()) for message in MESSAGES)
 
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
+from .plain_stderr import plain_stderr
+
 Item = TypeVar("Item")
 
 
@@ -23,7 +25,7 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
     Returns:
         Iterable[Item]: The same items.
     """
-    return tqdm(items, desc=description, total=total, mininterval=1.0)
+    return tqdm(items, desc=description, total=total, mininterval=1.0, file=plain_stderr())
 
 
 class StageProgressBar(Callback):
@@ -42,7 +44,8 @@ class StageProgressBar(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step at which training starts."""
         del pl_module
-        self.bar = tqdm(desc=self.description, total=self.total, initial=trainer.global_step, mininterval=1.0)
+        start = trainer.global_step
+        self.bar = tqdm(desc=self.description, total=self.total, initial=start, mininterval=1.0, file=plain_stderr())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object, **kwargs: object) -> None:
         """Move the bar to the current step and show the loss."""

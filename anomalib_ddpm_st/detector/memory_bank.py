@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from anomalib_ddpm_st.core.config import check_integer
+from anomalib_ddpm_st.core.plain_stderr import bars_on_plain_stderr
 from anomalib_ddpm_st.core.pose import pixel_coordinates
 
 from .layers import resize_map, without_autocast
@@ -228,7 +229,8 @@ class MemoryBank(nn.Module):
             if len(vectors) > self.size:
                 # A three-dimensional input keeps anomalib from projecting the features randomly.
                 sampler = EuclideanCoreset(vectors[:, None], (self.size + 0.5) / len(vectors))
-                vectors = sampler.sample_coreset()[:, 0]
+                with bars_on_plain_stderr():
+                    vectors = sampler.sample_coreset()[:, 0]
             vectors = vectors[torch.arange(self.size, device=vectors.device) % len(vectors)]
             values.copy_(vectors[:, :-2])
             places.copy_(vectors[:, -2:])

@@ -3,14 +3,20 @@
 
 """Tests of the progress of stages."""
 
+import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
+from anomalib_ddpm_st.core.plain_stderr import bars_on_plain_stderr
 from anomalib_ddpm_st.core.progress import StageProgressBar, progress
 
 
@@ -22,6 +28,21 @@ def test_progress_passes_the_items_on(capsys: pytest.CaptureFixture) -> None:
     assert "Stage: 100%" in shown
     assert "3/3" in shown
     assert "2/2" in shown
+
+
+def test_bars_write_past_a_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich replaces standard error while it shows its own bar; bars of tqdm must not write to the replacement."""
+    console, plain = Console(file=io.StringIO()), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", FileProxy(console, plain))
+    list(progress([1], "Ours"))
+    bar = StageProgressBar("Stage", 2)
+    bar.on_train_start(SimpleNamespace(global_step=0), None)
+    bar.teardown(None, None, "fit")
+    with bars_on_plain_stderr():
+        list(tqdm([1], desc="Theirs"))
+    assert isinstance(sys.stderr, FileProxy)
+    assert [name for name in ("Ours", "Stage", "Theirs") if name not in plain.getvalue()] == []
+    assert not console.file.getvalue()
 
 
 def test_stage_progress_bar_resumes(capsys: pytest.CaptureFixture) -> None:
