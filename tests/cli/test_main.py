@@ -26,7 +26,7 @@ def test_help_lists_own_and_anomalib_commands(capsys: pytest.CaptureFixture) -> 
     with pytest.raises(SystemExit):
         DdpmStCLI(["--help"])
     output = capsys.readouterr().out
-    for command in ("diffusion", "synthesize", "demo", "size", "train", "benchmark"):
+    for command in (*COMMANDS, "train", "benchmark"):
         assert command in output
 
 
@@ -39,10 +39,11 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture)
     assert (COMMANDS[command].__doc__ or "").split("\n")[0] in text
     options = re.findall(r" (--[a-z_.]+) (?:[A-Z_]+|\[ITEM,...\]|\{[a-z_,]+\}) (\(type|.)", text)
     names = {name for name, _ in options}
-    if command == "size":
-        assert {"--images", "--data", "--smallest_defect", "--pixel_size", "--max_cost", "--max_minutes"} <= names
-    else:
-        assert {"--output", "--diffusion.training_steps", "--diffusion.block_out_channels"} <= names
+    expected = {
+        "size": {"--images", "--data", "--smallest_defect", "--pixel_size", "--max_cost", "--max_minutes"},
+        "threshold": {"--model", "--false_alarm_rate", "--output"},
+    }
+    assert expected.get(command, {"--output", "--diffusion.training_steps", "--diffusion.block_out_channels"}) <= names
     assert not [name for name, explanation in options if explanation == "(type"]
     if command == "synthesize":
         assert {"--bank.size", "--bank.delta", "--defects.source", "--defects.p_local"} <= names
