@@ -141,12 +141,10 @@ def build(name: str) -> AnomalibModule:
 
     with mock.patch("timm.create_model", create_random):
         model = MODELS[name]().eval()
-    # Without validation a post-processor has no thresholds and no range of scores.
-    state = model.post_processor.state_dict()
+    # Without validation a post-processor has no thresholds and no range of scores. Lists of scores stay empty.
     values = {"min": 0.0, "max": 1.0}
-    model.post_processor.load_state_dict(
-        {key: torch.tensor(values.get(key.rpartition("_")[2], 0.5)) for key in state},
-    )
+    for key, value in model.post_processor.state_dict().items():
+        value.fill_(values.get(key.rpartition("_")[2], 0.5))
     return model
 
 

@@ -142,8 +142,9 @@ class ExportMixin(Base):
             ov_kwargs,
             onnx_kwargs,
         )
-        if isinstance(self.post_processor, ConformalPostProcessor):
-            calibration = CalibrationFile.from_post_processor(self.post_processor)
+        post_processor = getattr(self, "post_processor", None)
+        if isinstance(post_processor, ConformalPostProcessor):
+            calibration = CalibrationFile.from_post_processor(post_processor)
             if calibration is not None:
                 calibration.save(path)
         return path

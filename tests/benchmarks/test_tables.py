@@ -66,7 +66,8 @@ def test_default_is_the_last_step_of_the_newest_curve(root: Path) -> None:
     assert (default["bottle"]["image_AUROC"], default["screw"]["image_AUROC"]) == (5, 2)
     assert default["magnetic_tile"] == {}
     first = tables.sources(results).splitlines()[2]
-    assert first == f"| DdpmSt (default) | `{older.name}`, `{newest.name}` | `bbbbbbb`, `aaaaaaa` |"
+    files = ", ".join(f"`{name}`" for name in sorted([older.name, newest.name]))
+    assert first == f"| DdpmSt (default) | {files} | `bbbbbbb`, `aaaaaaa` |"
     assert "| bottle | 600 | 0 | 4.0 |" in tables.schedule(results)
 
 
