@@ -130,42 +130,11 @@ class ExportMixin(Base):
         Raises:
             ValueError: If data that the compression needs is missing, or ``max_drop`` is out of its range.
         """
-        path = self._to_openvino(
-            export_root,
-            model_file_name,
-            input_size,
-            compression_type,
-            datamodule,
-            metric,
-            task,
-            max_drop,
-            ov_kwargs,
-            onnx_kwargs,
-        )
-        post_processor = getattr(self, "post_processor", None)
-        if isinstance(post_processor, ConformalPostProcessor):
-            calibration = CalibrationFile.from_post_processor(post_processor)
-            if calibration is not None:
-                calibration.save(path)
-        return path
-
-    def _to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str,
-        input_size: tuple[int, int] | None,
-        compression_type: CompressionType | None,
-        datamodule: AnomalibDataModule | None,
-        metric: Metric | None,
-        task: TaskType | None,
-        max_drop: float,
-        *further: dict[str, Any] | None,
-    ) -> Path:
-        """Export to OpenVINO without the calibration file, see :meth:`to_openvino`."""
         quantized = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
         arguments = (input_size, None if compression_type in quantized else compression_type, datamodule, metric, task)
+        further = (max_drop, ov_kwargs, onnx_kwargs)
         if compression_type not in quantized:
-            return super().to_openvino(export_root, model_file_name, *arguments, max_drop, *further)
+            return self._with_calibration(super().to_openvino(export_root, model_file_name, *arguments, *further))
         if datamodule is None:
             msg = f"{compression_type} needs images for calibration: pass the datamodule of the training."
             raise ValueError(msg)
@@ -180,7 +149,7 @@ class ExportMixin(Base):
         normal = NormalImages.from_datamodule(datamodule, self._resize(input_size))
         images = list(normal.read(MAX_CALIBRATION_IMAGES).values())
         with tempfile.TemporaryDirectory() as work_dir:
-            path = super().to_openvino(work_dir, model_file_name, *arguments, max_drop, *further)
+            path = super().to_openvino(work_dir, model_file_name, *arguments, *further)
             model = openvino.Core().read_model(path)
             if compression_type == CompressionType.INT8_PTQ:
                 model = quantize(model, images)
@@ -191,7 +160,16 @@ class ExportMixin(Base):
             target = Path(export_root) / path.relative_to(work_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
             openvino.save_model(model, target, compress_to_fp16=False)
-        return target
+        return self._with_calibration(target)
+
+    def _with_calibration(self, path: Path) -> Path:
+        """Save the scores that the thresholds come from next to an exported model, if there are any."""
+        post_processor = getattr(self, "post_processor", None)
+        if isinstance(post_processor, ConformalPostProcessor):
+            calibration = CalibrationFile.from_post_processor(post_processor)
+            if calibration is not None:
+                calibration.save(path)
+        return path
 
     def _has_fixed_size(self) -> bool:
         """Whether images of any size have the same size after the pre-processor."""
